@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * An open block volume: a chain of layers (the top one takes writes, those below are frozen) behind one
+ * interface that knows no format.
+ *
+ * Threads: image_open, image_resize, image_drain_* and image_close belong to one control thread and may block.
+ * I/O goes through a `struct image_queue`, one for each loop that serves the image; image_submit runs on that
+ * loop's thread, never blocks and allocates nothing. Queues work in parallel; reading a mapped cluster takes no
+ * lock.
+ *
+ * Promises: a completed flush covers every request that completed before it was submitted, on any queue. What
+ * was never written reads as zeros (or as the layer below), never as anything else. An fsync error is sticky.
+ */
+#ifndef PLATTER_BACKENDS_FORMAT_IMAGE_H
+#define PLATTER_BACKENDS_FORMAT_IMAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "backends/io/io.h"
+#include "common/error.h"
+
+struct image;
+struct image_queue;
+
+/* ---- requests -------------------------------------------------------------------------------------------- */
+
+enum image_op {
+    IMAGE_READ,
+    IMAGE_WRITE,
+    IMAGE_WRITE_ZEROES, /* reads as zeros afterwards, whatever lies below */
+    IMAGE_DISCARD,      /* a hint: gives space back; reads as zeros or as before, never as the layer below newly
+                           uncovered */
+    IMAGE_FLUSH,        /* offset and length are ignored */
+    IMAGE_STATUS,       /* fills `status` from `offset` on */
+};
+
+enum {
+    IMAGE_FUA = 1 << 0,       /* WRITE, WRITE_ZEROES: durable when done */
+    IMAGE_MAY_UNMAP = 1 << 1, /* WRITE_ZEROES: may give the space back */
+};
+
+/* One run of equal state, for IMAGE_STATUS. */
+struct image_extent {
+    uint64_t length; /* bytes */
+    uint32_t state;  /* IMAGE_EXTENT_* bits */
+};
+enum {
+    IMAGE_EXTENT_ALLOCATED = 1 << 0, /* some layer holds bytes for it (or says zero) */
+    IMAGE_EXTENT_ZERO = 1 << 1,      /* reads as zeros without looking at data */
+};
+
+struct image_status {
+    struct image_extent *extents; /* the caller's array; neighbours are merged */
+    unsigned max;                 /* entries in it */
+    unsigned count;               /* entries filled; they cover a prefix (at least one extent) of the range */
+};
+
+struct layer_queue;
+
+/* A request slot, owned by the export, free again once done() was called. Memory behind iov stays valid until
+ * then. Offset and length may have any alignment; those that keep image_geometry's alignment are fast. */
+struct image_request {
+    enum image_op op;
+    uint32_t flags;
+    uint64_t offset; /* bytes */
+    uint64_t length; /* bytes; READ and WRITE: the sum of iov */
+    const struct iovec *iov;
+    unsigned iovcnt;
+    struct image_status *status;
+    /* On the loop's thread, also possible within image_submit. result: 0 or -errno (-EIO, -ENOSPC, -EINVAL out of
+     * range, -EROFS, -EOPNOTSUPP). A failed write leaves its range old, new or mixed; nothing else changes. */
+    void (*done)(struct image_request *request, int result);
+
+    /* The engine's own, from image_submit to done(). */
+    struct image_queue *queue;
+    struct image_request *next;
+    uint64_t position; /* bytes of the request already handed out as chunks */
+    uint32_t pending;  /* chunks in flight, plus one while handing out */
+    uint32_t epoch;    /* parity in which it counts as in flight */
+    int result;        /* first error of a chunk */
+    uint32_t stage;
+    void *owner; /* for requests that the engine itself makes */
+    void (*chain)(struct image_request *request, int result);
+};
+
+void image_submit(struct image_queue *queue, struct image_request *request);
+
+/* ---- opening ---------------------------------------------------------------------------------------------- */
+
+/* One layer: its file and the format that its record names. Formats are never guessed. */
+struct image_layer {
+    const char *format;   /* "raw" or "qcow2" */
+    struct io_file *file; /* taken over by image_open on success only */
+};
+
+struct image_options {
+    bool read_only;
+    size_t cache_bytes; /* bound for cached tables of the whole chain; 0 = default (enough for 256 GiB of 64 KiB
+                           clusters at most) */
+    bool verify_only;   /* open checks everything but starts no thread and writes nothing */
+};
+
+/* Open layers[0] (top) over layers[1..]. An image that names a backing or data file which `layers` does not
+ * supply is refused (-EINVAL, code "backing-not-given"); likewise unknown features ("unsupported-feature"),
+ * damaged headers and tables out of bounds ("corrupt-image"). */
+int image_open(const struct image_layer *layers, size_t count, const struct image_options *options,
+               struct image **ret_image, struct error *err);
+
+/* All queues must be gone. Writes metadata back, returns unused reservations, flushes. Frees in any case; the
+ * error tells that the last flush failed. NULL is allowed. */
+int image_close(struct image *image, struct error *err);
+
+struct image_geometry {
+    uint64_t size;      /* bytes */
+    uint32_t alignment; /* bytes: requests keeping it need no serialising */
+    uint32_t preferred; /* bytes: cluster size, or 4096 for raw */
+    bool read_only;
+    bool discard; /* discard and unmapping zeroes give space back */
+};
+void image_geometry(const struct image *image, struct image_geometry *ret_geometry);
+
+/* The control thread: grow (-EINVAL for smaller sizes, code "shrink-refused") while queues go on serving: requests
+ * wait for a moment. Durable when it returns. New space reads as zeros. */
+int image_resize(struct image *image, uint64_t size, struct error *err);
+
+/* The control thread: wait until no request is in flight on any queue and hold new ones back, until
+ * image_drain_end. Needs the queues' loops to run. Not nested. */
+void image_drain_begin(struct image *image);
+void image_drain_end(struct image *image);
+
+/* ---- queues ------------------------------------------------------------------------------------------------ */
+
+/* Both on the loop's thread; may allocate. No request may be in flight at destroy. At most 64 for an image. */
+int image_queue_create(struct image *image, struct io_loop *loop, struct image_queue **ret_queue, struct error *err);
+struct image_queue *image_queue_destroy(struct image_queue *queue);
+
+struct io_loop *image_queue_loop(const struct image_queue *queue);
+struct image *image_queue_image(const struct image_queue *queue);
+
+/* ---- creating and describing ------------------------------------------------------------------------------- */
+
+struct image_create_options {
+    uint64_t size;              /* bytes, multiple of 512 */
+    uint32_t cluster_size;      /* qcow2: 512 .. 2 MiB, 0 = 65536 */
+    uint32_t version;           /* qcow2: 2 or 3, 0 = 3 */
+    bool extended_l2;           /* qcow2: 32 subclusters; cluster_size >= 16384 */
+    const char *compression;    /* qcow2: "zlib" or "zstd", NULL = zlib: what compressed clusters use */
+    uint32_t refcount_bits;     /* qcow2: 1 .. 64, 0 = 16 */
+    const char *backing;        /* qcow2: name to record (never followed by us), or NULL */
+    const char *backing_format; /* format name to record with it */
+    bool preallocate;           /* raw: fallocate the whole size; qcow2: -EOPNOTSUPP */
+};
+
+/* Make the empty file behind `file` an image. Durable when it returns. */
+int image_create(struct io_file *file, const char *format, const struct image_create_options *options,
+                 struct error *err);
+
+/* What an image file says of itself, read without opening its chain. */
+struct image_info {
+    uint64_t size;
+    uint32_t cluster_size;
+    uint32_t version;
+    uint32_t refcount_bits;
+    bool extended_l2;
+    bool dirty, corrupt, encrypted, external_data;
+    uint32_t snapshots;
+    char compression[8];
+    char backing[1024];      /* "" = none */
+    char backing_format[32]; /* "" = not said */
+};
+int image_probe(struct io_file *file, const char *format, struct image_info *ret_info, struct error *err);
+
+#endif

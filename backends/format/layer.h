@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a format implements, and what the format-neutral core (image.c, queue.c) gives it. Only backends/format
+ * includes this header.
+ *
+ * The core checks a request before a format sees it: within the layer's size, op allowed, aligned to the image's
+ * alignment, FUA turned into a following flush, the drain gate passed, the epoch counted. So a format's submit()
+ * only maps and moves bytes.
+ */
+#ifndef PLATTER_BACKENDS_FORMAT_LAYER_H
+#define PLATTER_BACKENDS_FORMAT_LAYER_H
+
+#include <pthread.h>
+
+#include "backends/format/image.h"
+
+struct layer;
+struct layer_queue;
+
+struct layer_open_options {
+    bool read_only; /* frozen layers always */
+    bool verify_only;
+    size_t cache_bytes;
+    const struct layer *below; /* NULL = bottom */
+};
+
+struct layer_ops {
+    const char *name;
+
+    /* Required; control thread; may block. `file` stays the image's; the layer only uses it. */
+    int (*open)(struct image *image, struct io_file *file, const struct layer_open_options *options,
+                struct layer **ret_layer, struct error *err);
+    /* Required; control thread, after all queues are gone; may block; frees in any case. */
+    int (*close)(struct layer *layer, struct error *err);
+
+    /* Required; loop's thread. `lq` keeps what the layer needs on that loop. */
+    int (*queue_create)(struct layer *layer, struct image_queue *queue, struct layer_queue **ret_lq, struct error *err);
+    void (*queue_destroy)(struct layer_queue *lq);
+
+    /* Required; loop's thread; must not block or allocate. Ends with layer_request_done(request, result), at once
+     * or later on the same thread. Frozen layers get IMAGE_READ and IMAGE_STATUS only. */
+    void (*submit)(struct layer_queue *lq, struct image_request *request);
+
+    /* Required for writable layers; control thread, image drained; may block. Grows only. */
+    int (*resize)(struct layer *layer, uint64_t size, struct error *err);
+
+    int (*create)(struct io_file *file, const struct image_create_options *options, struct error *err);
+    int (*probe)(struct io_file *file, struct image_info *ret_info, struct error *err);
+};
+
+/* Embedded first in each format's own layer. */
+struct layer {
+    const struct layer_ops *ops;
+    struct image *image;
+    struct io_file *file;
+    struct layer *below;  /* NULL = bottom: unallocated reads as zeros */
+    uint64_t size;        /* bytes */
+    uint32_t granularity; /* bytes: cluster or subcluster size; 4096 for raw */
+    unsigned index;       /* 0 = top */
+    bool read_only;
+    bool discard;
+};
+
+/* Embedded first in each format's own queue. */
+struct layer_queue {
+    struct layer *layer;
+    struct image_queue *queue;
+    struct layer_queue *below; /* the next layer's queue on the same loop, or NULL */
+};
+
+/* End a request that a submit() got. */
+void layer_request_done(struct image_request *request, int result);
+
+/* Send `request` (a child that the format owns: op READ or STATUS, its done set) to the layer below `lq`; what lies
+ * beyond that layer's size, or below the bottom, is zeros. */
+void layer_submit_below(struct layer_queue *lq, struct image_request *request);
+
+/* Helpers on iovecs. */
+/* The part [skip, skip + length) of iov as up to `max` entries in `ret`; returns the number of entries and the
+ * bytes covered (less than length when max did not suffice). */
+unsigned iov_slice(const struct iovec *iov, unsigned iovcnt, uint64_t skip, uint64_t length, struct iovec *ret,
+                   unsigned max, uint64_t *ret_covered);
+void iov_fill_zero(const struct iovec *iov, unsigned iovcnt, uint64_t skip, uint64_t length);
+void iov_from_buffer(const struct iovec *iov, unsigned iovcnt, uint64_t skip, const void *buffer, uint64_t length);
+void iov_to_buffer(const struct iovec *iov, unsigned iovcnt, uint64_t skip, void *buffer, uint64_t length);
+
+/* ---- the image's services ---------------------------------------------------------------------------------- */
+
+/* A thread that is not a loop of this image (a format's keeper): wait until every request that was in flight on any
+ * queue when this was called has completed. New ones go on meanwhile. With no queues it returns at once. */
+void image_grace(struct image *image);
+
+/* Any thread: run `task` on some queue's loop; false when the image has no queue (then the caller does it itself,
+ * blocking). */
+bool image_post(struct image *image, struct io_task *task);
+
+/* The first fsync or metadata write error is kept: from then on writes and flushes fail with it. Any thread. */
+void image_fail(struct image *image, int error);
+int image_failed(const struct image *image); /* 0 or -errno */
+
+extern const struct layer_ops raw_layer_ops;
+extern const struct layer_ops qcow2_layer_ops;
+
+#endif
