@@ -151,8 +151,8 @@ int blk_worker_probe(const struct blk_worker *worker, int fd, const char *format
                      struct error *err);
 
 /* Copy what the chain `from` (top first) reads as into a new image in the empty file `target`. to->size 0 = the
- * source's size; larger = grown; smaller is refused. Sparse stays sparse. Durable when it returns. `ret_bytes`: bytes of data
- * written; may be NULL. After an error or a cancel the target holds rubbish: remove it. */
+ * source's size; larger = grown; smaller is refused. Sparse stays sparse. Durable when it returns. `ret_bytes`: bytes of
+ * data written; may be NULL. After an error or a cancel the target holds rubbish: remove it. */
 int blk_worker_convert(const struct blk_worker *worker, const struct blk_layer *from, size_t count, int target,
                        const struct blk_create *to, uint64_t *ret_bytes, struct error *err);
 
