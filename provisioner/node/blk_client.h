@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * platterd's side of platter-blk: start a block server or a worker, find one again, and speak to it in typed calls
+ * (the protocol of docs/architecture.md). Everything that looks inside an image happens behind these calls.
+ *
+ * A server outlives its platterd: it has a session of its own and goes on serving when the connection drops. A client
+ * is used by one thread at a time; every call blocks, at most for its deadline. When a call ends with -EPIPE,
+ * -ETIMEDOUT or -EBADMSG the connection is of no more use: blk_disconnect, then blk_connect again, or blk_kill.
+ */
+#ifndef PLATTER_PROVISIONER_NODE_BLK_CLIENT_H
+#define PLATTER_PROVISIONER_NODE_BLK_CLIENT_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/error.h"
+
+#define BLK_LAYERS_MAX 31 /* a chain's descriptors travel with one message */
+#define BLK_EXPORTS_MAX 8
+#define BLK_EXPORT_NAME_MAX 64
+
+/* One image file of a chain: its format by record ("raw", "qcow2") and its descriptor, which stays the caller's. */
+struct blk_layer {
+    const char *format;
+    int fd;
+};
+
+/* ---- servers ---------------------------------------------------------------------------------------------- */
+
+struct blk_client; /* a connection to one running server */
+
+/* Bind `socket_path` (mode 0600; an old socket file there is replaced), start platter-blk on it, connect and greet.
+ * `binary` NULL = "platter-blk" beside the running executable. The server's standard error is ours. */
+int blk_spawn(const char *binary, const char *socket_path, struct blk_client **ret_client, struct error *err);
+
+/* Find the server that listens at `socket_path`. -ENOENT or -ECONNREFUSED: none is there any more. */
+int blk_connect(const char *socket_path, struct blk_client **ret_client, struct error *err);
+
+/* Close the connection; the server goes on. Reaps it if it was our child and has ended. NULL is allowed.
+ * Returns NULL. */
+struct blk_client *blk_disconnect(struct blk_client *client);
+
+pid_t blk_pid(const struct blk_client *client);
+/* Readable once the server has ended. The client's; never closed by the caller. */
+int blk_pidfd(const struct blk_client *client);
+
+enum blk_state { BLK_EMPTY, BLK_OPEN, BLK_FAILED };
+
+struct blk_export_state {
+    char name[BLK_EXPORT_NAME_MAX];
+    char kind[16];
+};
+
+struct blk_hello {
+    int protocol;
+    char version[32];
+    pid_t pid;
+    enum blk_state state;
+    uint64_t size; /* bytes; 0 unless open */
+    bool read_only;
+    size_t export_count;
+    struct blk_export_state exports[BLK_EXPORTS_MAX];
+};
+
+/* What the server holds now. */
+int blk_hello(struct blk_client *client, struct blk_hello *ret_hello, struct error *err);
+
+struct blk_geometry {
+    uint64_t size;      /* bytes */
+    uint32_t alignment; /* bytes: requests that keep it are fast */
+    uint32_t preferred; /* bytes: cluster size */
+};
+
+/* Open the chain, top first. Once for a server. cache_bytes 0 = the engine's default. */
+int blk_open(struct blk_client *client, const struct blk_layer *layers, size_t count, bool read_only,
+             uint64_t cache_bytes, struct blk_geometry *ret_geometry, struct error *err);
+
+struct blk_export {
+    const char *name;
+    const char *kind; /* "vhost-user-blk", "nbd" or "fuse" */
+    unsigned queues;  /* 0 = the transport's default */
+    bool read_only;
+    const char *serial; /* NULL = none */
+};
+
+/* `fd` is the listening socket, or the opened and mounted /dev/fuse; it stays the caller's. */
+int blk_export(struct blk_client *client, const struct blk_export *export, int fd, struct error *err);
+/* Requests end, clients are dropped. -ENOENT when there is no such export. */
+int blk_unexport(struct blk_client *client, const char *name, struct error *err);
+/* Grow the image and tell every export's clients. */
+int blk_resize(struct blk_client *client, uint64_t size, struct error *err);
+int blk_flush(struct blk_client *client, struct error *err);
+/* {"exports": [{name, kind, reads, writes, flushes, discards, read_bytes, write_bytes, errors, clients}]}: the
+ * caller's reference. */
+int blk_stats(struct blk_client *client, json_t **ret_stats, struct error *err);
+
+/* End exports, flush, close the image and wait until the process is gone. An error tells that the last flush failed;
+ * the process has ended then, too, unless the error is -ETIMEDOUT. The client is still to be disconnected. */
+int blk_close(struct blk_client *client, struct error *err);
+
+/* SIGKILL, and wait until the process is gone (or -ETIMEDOUT). */
+int blk_kill(struct blk_client *client, struct error *err);
+
+/* ---- workers ----------------------------------------------------------------------------------------------- */
+
+/* How one worker runs. NULL in the calls below = all defaults. */
+struct blk_worker {
+    const char *binary; /* as in blk_spawn */
+    int stall_ms;       /* killed after so long without a sign of progress (-ETIMEDOUT); 0 = 5 minutes */
+    bool has_cancel;
+    int cancel_fd; /* with has_cancel: once readable or hung up the worker is ended and the call gives -ECANCELED */
+    /* Bytes done of total; on the calling thread. NULL = not wanted. */
+    void (*progress)(void *context, uint64_t done, uint64_t total);
+    void *context;
+};
+
+/* What a new image is to be; as image_create_options of backends/format. Zero = the format's default. */
+struct blk_create {
+    const char *format;
+    uint64_t size; /* bytes */
+    uint32_t cluster_size;
+    uint32_t version;
+    bool extended_l2;
+    const char *compression;
+    uint32_t refcount_bits;
+    const char *backing;
+    const char *backing_format;
+    bool preallocate;
+};
+
+/* Make the empty file `fd` an image. Durable when it returns. */
+int blk_worker_create(const struct blk_worker *worker, int fd, const struct blk_create *create, struct error *err);
+
+/* What an image file says of itself. */
+struct blk_info {
+    uint64_t size;
+    uint32_t cluster_size;
+    uint32_t version;
+    uint32_t refcount_bits;
+    bool extended_l2;
+    bool dirty, corrupt, encrypted, external_data;
+    uint32_t snapshots;
+    char compression[8];
+    char backing[1024];
+    char backing_format[32];
+};
+int blk_worker_probe(const struct blk_worker *worker, int fd, const char *format, struct blk_info *ret_info,
+                     struct error *err);
+
+/* Copy what the chain `from` (top first) reads as into a new image in the empty file `target`. to->size 0 = the
+ * source's size; larger = grown; smaller is refused. Sparse stays sparse. Durable when it returns. `ret_bytes`: bytes of
+ * data written; may be NULL. After an error or a cancel the target holds rubbish: remove it. */
+int blk_worker_convert(const struct blk_worker *worker, const struct blk_layer *from, size_t count, int target,
+                       const struct blk_create *to, uint64_t *ret_bytes, struct error *err);
+
+/* Grow an image that no server has open. */
+int blk_worker_resize(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, uint64_t size,
+                      struct error *err);
+
+/* Do the first and last MiB read as zeros, through the format? */
+int blk_worker_blank(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, bool *ret_blank,
+                     struct error *err);
+
+#endif
