@@ -170,7 +170,7 @@ static int transport_error(const struct client *client, CURLcode code, const cha
 }
 
 /* The errno that stands for an answer's code word and status. */
-static int answer_errno(const char *word, long status)
+static int answer_errno(const char *word, int status)
 {
     static const struct {
         const char *word;
@@ -214,12 +214,12 @@ static const char *text_member(const json_t *object, const char *name)
     return text ? text : "";
 }
 
-static int answer_error(const json_t *body, long status, struct error *err)
+int client_error(const json_t *answer, int status, struct error *err)
 {
-    const json_t *error = json_object_get(body, "error");
+    const json_t *error = json_object_get(answer, "error");
     const char *word = text_member(error, "code");
     if (!json_is_object(error))
-        return error_set(err, EIO, "platterd answered with HTTP status %ld", status);
+        return error_set(err, EIO, "platterd answered with HTTP status %d", status);
     const char *message = text_member(error, "message");
     (void)error_set(err, answer_errno(word, status), "%s", message[0] ? message : word);
     (void)error_code(err, word);
@@ -292,7 +292,7 @@ int client_request(struct client *client, const char *method, const char *path, 
         r = parse_body(&receiver, &reply.body, err);
     free(receiver.data);
     if (r == 0 && status >= 400)
-        r = answer_error(reply.body, status, err);
+        r = client_error(reply.body, (int)status, err);
     if (r < 0) {
         client_reply_clear(&reply);
         return r;
@@ -312,7 +312,7 @@ int client_stream(struct client *client, const char *path, int (*on_line)(json_t
         json_t *body;
         r = parse_body(&receiver, &body, err);
         if (r == 0) {
-            r = answer_error(body, status, err);
+            r = client_error(body, (int)status, err);
             json_decref(body);
         }
     }

@@ -51,6 +51,10 @@ int client_request(struct client *client, const char *method, const char *path, 
 int client_stream(struct client *client, const char *path, int (*on_line)(json_t *line, void *context), void *context,
                   int timeout_ms, struct error *err);
 
+/* Fill `err` from the "error" member of `answer` (an error answer, or a job that failed); `status` decides what the code
+ * word does not. Returns -errno, never 0. */
+int client_error(const json_t *answer, int status, struct error *err);
+
 /* `text` with everything escaped that is not unreserved in a URL; the caller frees it. NULL when out of memory. */
 char *client_escape(const char *text);
 
