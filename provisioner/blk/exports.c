@@ -9,7 +9,6 @@
 #include "common/cleanup.h"
 #include "provisioner/blk/members.h"
 
-extern const struct export_ops vhost_user_export_ops __attribute__((weak));
 extern const struct export_ops nbd_export_ops __attribute__((weak));
 extern const struct export_ops fuse_export_ops __attribute__((weak));
 

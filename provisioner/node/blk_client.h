@@ -22,7 +22,8 @@
 #define BLK_EXPORTS_MAX 8
 #define BLK_EXPORT_NAME_MAX 64
 
-/* One image file of a chain: its format by record ("raw", "qcow2") and its descriptor, which stays the caller's. */
+/* One image file of a chain: its format by record ("raw", "qcow2") and its descriptor, which stays the caller's. The
+ * open file description is shared: platter-blk sets O_DIRECT on it where the file system can. */
 struct blk_layer {
     const char *format;
     int fd;
