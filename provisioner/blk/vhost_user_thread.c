@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "common/checked.h"
 
@@ -16,6 +17,7 @@ static int thread_open(struct vhost_user_thread *thread)
     int r = io_loop_create(&options, &thread->loop, &thread->err);
     if (r < 0)
         return r;
+    (void)io_loop_restrict(thread->loop); // a second wall; not every host can build it
     r = image_queue_create(thread->image, thread->loop, &thread->queue, &thread->err);
     if (r < 0)
         thread->loop = io_loop_destroy(thread->loop);
@@ -30,7 +32,10 @@ static void *thread_main(void *argument)
     (void)sem_post(&thread->ready);
     if (r < 0)
         return NULL;
-    (void)io_loop_run(thread->loop);
+    // A ring that fails takes its requests along: nothing is left that could answer or end them. A new process resumes
+    // what is in flight; this one can only make room for it.
+    if (io_loop_run(thread->loop) < 0)
+        abort();
     thread->queue = image_queue_destroy(thread->queue);
     thread->loop = io_loop_destroy(thread->loop);
     return NULL;
