@@ -230,8 +230,6 @@ static int pool_dir_image_create(struct pool *pool, const char *layer_id, int *r
     CLEANUP_CLOSE int fd = dir_openat(dir_of(pool)->fd, name, O_RDWR | O_CREAT | O_EXCL, 0600);
     if (fd < 0)
         return error_sys(err, fd, "create '%s' in the pool", name);
-    if (fsync(dir_of(pool)->fd) < 0)
-        return error_sys(err, errno, "flush the pool's directory");
     *ret_fd = steal_fd(&fd);
     return 0;
 }

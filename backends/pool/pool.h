@@ -45,7 +45,8 @@ struct pool_ops {
     /* Remove the marker and nothing else. A missing one is fine. */
     int (*remove)(struct pool *pool, struct error *err);
     int (*usage)(struct pool *pool, struct pool_usage *ret_usage, struct error *err);
-    /* A new, empty image file (0600), open for reading and writing; its name is durable. -EEXIST. */
+    /* A new, empty image file (0600), open for reading and writing; its name is durable with the next
+     * sidecar_write (one flush of the directory serves both). -EEXIST. */
     int (*image_create)(struct pool *pool, const char *layer_id, int *ret_fd, struct error *err);
     int (*image_open)(struct pool *pool, const char *layer_id, bool read_only, int *ret_fd, struct error *err);
     /* Idempotent; durable. */
