@@ -88,7 +88,9 @@ enum io_kind {
     IO_FLUSH,
     IO_DISCARD,
     IO_ZERO,
-    /* On a plain descriptor (sockets, /dev/fuse). Result: bytes or -errno, once, as the system call gave it. */
+    /* On a plain descriptor (sockets, /dev/fuse). Result: bytes or -errno, once, as the system call gave it. Where it
+     * would block, the operation waits until the descriptor is ready; only READV and WRITEV on a descriptor with
+     * O_NONBLOCK end with -EAGAIN instead. */
     IO_FD_READV,
     IO_FD_WRITEV,
     IO_FD_RECVMSG,
