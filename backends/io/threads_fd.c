@@ -2,7 +2,7 @@
 /*
  * Operations on plain descriptors in the thread-pool engine, done on the loop's own thread without blocking it, as
  * io_uring does them: what would block is parked until epoll finds the descriptor ready, except that reads and writes of
- * a non-blocking descriptor answer -EAGAIN at once.
+ * a non-blocking descriptor which knows no RWF_NOWAIT answer -EAGAIN at once.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,46 +20,37 @@ static bool reads(const struct io_op *op)
     return op->kind == IO_FD_READV || op->kind == IO_FD_RECVMSG;
 }
 
-/* The system call; `wait` when -EAGAIN would have it parked. */
-static int fd_call(const struct io_op *op, bool wait)
+static ssize_t message_call(const struct io_op *op)
 {
-    ssize_t n = -1;
-    switch (op->kind) {
-    case IO_FD_READV:
-        n = wait ? preadv2(op->fd, op->iov, (int)op->iovcnt, -1, RWF_NOWAIT) : -1;
-        if (!wait || (n < 0 && errno == EOPNOTSUPP))
-            n = readv(op->fd, op->iov, (int)op->iovcnt);
-        break;
-    case IO_FD_WRITEV:
-        n = wait ? pwritev2(op->fd, op->iov, (int)op->iovcnt, -1, RWF_NOWAIT) : -1;
-        if (!wait || (n < 0 && errno == EOPNOTSUPP))
-            n = writev(op->fd, op->iov, (int)op->iovcnt);
-        break;
-    case IO_FD_RECVMSG:
-        n = recvmsg(op->fd, op->message, MSG_DONTWAIT);
-        break;
-    default:
-        n = sendmsg(op->fd, op->message, MSG_DONTWAIT | MSG_NOSIGNAL);
-        break;
-    }
-    return n < 0 ? -errno : (int)n;
+    if (op->kind == IO_FD_RECVMSG)
+        return recvmsg(op->fd, op->message, MSG_DONTWAIT);
+    return sendmsg(op->fd, op->message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static ssize_t vector_call(const struct io_op *op, bool nowait)
+{
+    int count = (int)op->iovcnt;
+    if (reads(op))
+        return nowait ? preadv2(op->fd, op->iov, count, -1, RWF_NOWAIT) : readv(op->fd, op->iov, count);
+    return nowait ? pwritev2(op->fd, op->iov, count, -1, RWF_NOWAIT) : writev(op->fd, op->iov, count);
 }
 
 /* False when it has to wait; else *ret_result is the answer. */
 static bool fd_try(const struct io_op *op, int *ret_result)
 {
     bool message = op->kind == IO_FD_RECVMSG || op->kind == IO_FD_SENDMSG;
-    bool wait = message || !(fcntl(op->fd, F_GETFL) & O_NONBLOCK);
-    if (wait && !message) {
-        /* Not every file understands RWF_NOWAIT. */
+    ssize_t n = message ? message_call(op) : vector_call(op, true);
+    bool can_wait = true;
+    if (n < 0 && errno == EOPNOTSUPP && !message) {
         struct pollfd pfd = {.fd = op->fd, .events = reads(op) ? POLLIN : POLLOUT};
-        if (poll(&pfd, 1, 0) == 0)
+        can_wait = !(fcntl(op->fd, F_GETFL) & O_NONBLOCK);
+        if (can_wait && poll(&pfd, 1, 0) == 0)
             return false;
+        n = vector_call(op, false);
     }
-    int r = fd_call(op, wait);
-    if (r == -EAGAIN && wait)
+    if (n < 0 && errno == EAGAIN && can_wait)
         return false;
-    *ret_result = r;
+    *ret_result = n < 0 ? -errno : (int)n;
     return true;
 }
 
