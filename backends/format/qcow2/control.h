@@ -11,7 +11,7 @@ int qcow2_probe(struct io_file *file, struct image_info *ret_info, struct error 
 int qcow2_resize(struct layer *layer, uint64_t size, struct error *err);
 
 /* At a writable open, before keeper and allocator: make the reference counts of a dirty image what its tables say, then
- * clear the dirty bit, all durable. q->refcounts, q->l1 and the snapshot bounds must be ready. Code "needs-repair" where
+ * clear the dirty bit, all durable. q->refcounts (replaced), q->l1 and the snapshot bounds must be ready. Code "needs-repair" where
  * the tables themselves are damaged, or hold what we cannot follow. */
 int qcow2_rebuild(struct qcow2 *q, struct error *err);
 
