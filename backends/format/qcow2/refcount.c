@@ -98,6 +98,7 @@ int refcounts_open(struct qcow2 *q, struct refcounts **ret_refcounts, struct err
     if (!rc)
         return error_sys(err, ENOMEM, "reference counts");
     rc->q = q;
+    rc->lowest_freed = UINT64_MAX;
     rc->order = q->header.refcount_order;
     rc->max = rc->order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << rc->order)) - 1;
     rc->block_entries = (q->cluster_size * 8) >> rc->order;
@@ -159,6 +160,8 @@ static int free_slot(struct refcounts *rc, struct refcount_block **ret_block)
             return r;
     }
     oldest->index = UINT64_MAX;
+    oldest->dirty_from = (uint32_t)rc->q->cluster_size;
+    oldest->dirty_to = 0;
     *ret_block = oldest;
     return 0;
 }
@@ -168,7 +171,7 @@ static int get_block(struct refcounts *rc, uint64_t index, struct refcount_block
 {
     if (index >= rc->table_entries || rc->table[index] == 0)
         return -ENOENT;
-    struct refcount_block *block = NULL;
+    struct refcount_block *block = rc->recent && rc->recent->index == index ? rc->recent : NULL;
     for (unsigned i = 0; i < rc->slots && !block; i++)
         if (rc->blocks[i].data && rc->blocks[i].index == index)
             block = &rc->blocks[i];
@@ -180,9 +183,8 @@ static int get_block(struct refcounts *rc, uint64_t index, struct refcount_block
         if (r < 0)
             return r;
         block->index = index;
-        block->dirty_from = (uint32_t)rc->q->cluster_size;
-        block->dirty_to = 0;
     }
+    rc->recent = block;
     block->used = ++rc->clock;
     *ret_block = block;
     return 0;
@@ -356,6 +358,7 @@ int refcounts_sync(struct refcounts *rc)
         /* A count that was wrong before stays wrong: the table is not needed any more either way. */
         (void)refcounts_adjust(rc, rc->old_table, rc->old_table_clusters, -1, NULL);
         rc->old_table_clusters = 0;
+        rc->lowest_freed = MIN(rc->lowest_freed, rc->old_table);
     }
     return 0;
 }

@@ -16,9 +16,9 @@
 #include "backends/format/qcow2/qcow2.h"
 
 struct refcount_block {
-    uint64_t index; /* in the table */
-    uint8_t *data;  /* one cluster, NULL = empty slot */
-    uint64_t used;  /* clock of the last use */
+    uint64_t index;                /* in the table */
+    uint8_t *data;                 /* one cluster, NULL = empty slot */
+    uint64_t used;                 /* clock of the last use */
     uint32_t dirty_from, dirty_to; /* bytes; from >= to: clean */
 };
 
@@ -32,7 +32,10 @@ struct refcounts {
     uint64_t table_dirty_from, table_dirty_to; /* entries; from >= to: clean */
     bool header_dirty;                         /* the table has moved, the header on disk does not say so yet */
     uint64_t old_table, old_table_clusters;    /* lose their reference once the header is durable; 0 = none */
+    uint64_t
+        lowest_freed; /* lowest cluster of a table that lost its reference, UINT64_MAX = none; reset by the reader */
     struct refcount_block *blocks;
+    struct refcount_block *recent; /* of the last look-up, or NULL */
     unsigned slots;
     uint64_t clock;
     uint64_t file_length; /* bytes; the file is extended by refcounts_ensure_length only */
