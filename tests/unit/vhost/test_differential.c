@@ -202,12 +202,30 @@ static void many_segments(void **state)
     differential("raw", &(struct vhost_client_options){.queues = 2, .depth = 32, .segments = 120});
 }
 
+static void several_threads(void **state)
+{
+    (void)state;
+    assert_int_equal(setenv("PLATTER_VHOST_THREADS", "3", 1), 0);
+    differential("raw", &(struct vhost_client_options){.queues = 3, .depth = 16, .segments = 3});
+    (void)unsetenv("PLATTER_VHOST_THREADS");
+}
+
+// Hosts without io_uring.
+static void threads_engine(void **state)
+{
+    (void)state;
+    assert_int_equal(setenv("PLATTER_IO_ENGINE", "threads", 1), 0);
+    differential("raw", &(struct vhost_client_options){.queues = 3, .depth = 16, .segments = 3});
+    (void)unsetenv("PLATTER_IO_ENGINE");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(indirect_event_index), cmocka_unit_test(indirect_no_event_index),
         cmocka_unit_test(direct_chains),        cmocka_unit_test(direct_no_event_index_no_inflight),
-        cmocka_unit_test(many_segments),
+        cmocka_unit_test(many_segments),        cmocka_unit_test(several_threads),
+        cmocka_unit_test(threads_engine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
