@@ -2,10 +2,10 @@
 // Serves an image by one export, without the rest of platter-blk: for tests, benchmarks and trying by hand.
 //
 //   export-server --kind vhost-user-blk --socket PATH --image raw:FILE [--image FORMAT:FILE ...] [--queues N]
-//                 [--read-only] [--serial S] [--fd N]
+//                 [--read-only] [--serial S] [--fd N [--resumed]]
 //
 // Layers are given top first. --fd takes an inherited descriptor (a listening socket, or a mounted /dev/fuse) instead
-// of --socket. Prints "ready" once it serves; then obeys lines on standard input: "resize BYTES", "stats", "quit".
+// of --socket; --resumed says that a dead server used it before. Prints "ready" once it serves; then obeys lines on standard input: "resize BYTES", "stats", "quit".
 // Ends at end of file, at "quit" and by SIGTERM.
 #include <errno.h>
 #include <fcntl.h>
@@ -35,7 +35,7 @@ struct settings {
     size_t layers;
     unsigned queues;
     int fd;
-    bool read_only;
+    bool read_only, resumed;
 };
 
 struct server {
@@ -115,6 +115,7 @@ static int server_start(struct server *server, const struct settings *settings, 
         .queues = settings->queues,
         .read_only = settings->read_only,
         .serial = settings->serial,
+        .resumed = settings->resumed,
     };
     return server->ops->start(&options, &server->export, err);
 }
@@ -168,10 +169,15 @@ static void serve(const struct server *server, int signals)
 static void parse(int argc, char **argv, struct settings *s)
 {
     static const struct option options[] = {
-        {"kind", required_argument, NULL, 'k'},   {"socket", required_argument, NULL, 's'},
-        {"image", required_argument, NULL, 'i'},  {"queues", required_argument, NULL, 'q'},
-        {"serial", required_argument, NULL, 'n'}, {"fd", required_argument, NULL, 'f'},
-        {"read-only", no_argument, NULL, 'r'},    {0},
+        {"kind", required_argument, NULL, 'k'},
+        {"socket", required_argument, NULL, 's'},
+        {"image", required_argument, NULL, 'i'},
+        {"queues", required_argument, NULL, 'q'},
+        {"serial", required_argument, NULL, 'n'},
+        {"fd", required_argument, NULL, 'f'},
+        {"read-only", no_argument, NULL, 'r'},
+        {"resumed", no_argument, NULL, 'e'},
+        {0},
     };
     int c;
     while ((c = getopt_long(argc, argv, "", options, NULL)) >= 0) {
@@ -189,6 +195,8 @@ static void parse(int argc, char **argv, struct settings *s)
             s->fd = (int)strtol(optarg, NULL, 10);
         else if (c == 'r')
             s->read_only = true;
+        else if (c == 'e')
+            s->resumed = true;
         else
             exit(2);
     }
