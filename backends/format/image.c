@@ -93,6 +93,7 @@ static struct image *image_alloc(size_t count)
     (void)pthread_mutex_init(&image->grace_lock, NULL);
     (void)pthread_cond_init(&image->changed, NULL);
     gate_init(image);
+    flush_init(image);
     image->layers = calloc(count, sizeof(struct layer *));
     image->files = calloc(count, sizeof(struct io_file *));
     if (image->layers && image->files)
