@@ -2,6 +2,7 @@
 /* See chunk.h. */
 #include "backends/format/qcow2/chunk.h"
 
+#include <errno.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -92,9 +93,15 @@ static bool request_step(struct chunk *chunk)
     return chunk_fail(chunk, -EOPNOTSUPP);
 }
 
+/* A flush is one chunk of no bytes, whatever its length says (which must survive: a write with FUA becomes one). */
+static uint64_t request_end(const struct image_request *request)
+{
+    return request->op == IMAGE_FLUSH ? 1 : request->length;
+}
+
 static void request_continue(struct data_queue *queue, struct chunk_pool *pool, struct image_request *request)
 {
-    while (request->position < request->length) {
+    while (request->position < request_end(request)) {
         struct chunk *chunk = chunk_get(queue, pool);
         if (!chunk) {
             request->next = NULL;
@@ -104,7 +111,7 @@ static void request_continue(struct data_queue *queue, struct chunk_pool *pool, 
         }
         chunk->request = request;
         chunk->skip = request->position;
-        chunk->budget = 0;
+        chunk->child_result = 0;
         if (!request_step(chunk)) {
             data_parked(queue);
             return;
@@ -118,10 +125,6 @@ void request_start(struct data_queue *queue, struct image_request *request)
     request->position = 0;
     request->pending = 1;
     request->result = 0;
-    if (request->op == IMAGE_FLUSH) {
-        request->offset = 0;
-        request->length = 1; /* one chunk of no bytes */
-    }
     request_continue(queue, pool_of(queue, request), request);
 }
 
@@ -173,7 +176,7 @@ bool chunk_fail(struct chunk *chunk, int result)
     struct image_request *request = chunk->request;
     if (!request->result)
         request->result = result;
-    request->position = request->length;
+    request->position = request_end(request);
     chunk_put(chunk);
     return true;
 }
@@ -250,7 +253,8 @@ static void transfer_done(struct io_op *op, int result)
 bool chunk_transfer(struct chunk *chunk, enum io_kind kind, uint64_t host, uint64_t length)
 {
     const struct image_request *request = chunk->request;
-    if (chunk->skip == 0 && length == request->length && request->op != IMAGE_WRITE_ZEROES) {
+    /* The vector of a request that a layer above made may hold more than its length. */
+    if (chunk->skip == 0 && length == request->length && request->chain && request->op != IMAGE_WRITE_ZEROES) {
         chunk->op.iov = request->iov;
         chunk->op.iovcnt = request->iovcnt;
     } else {

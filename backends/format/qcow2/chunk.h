@@ -16,7 +16,6 @@
 
 struct data_queue;
 struct slice;
-struct inflate_slot;
 
 #define CHUNK_IOV 130u       /* a guest's 128 segments and two edges */
 #define CHUNK_POOL_MAIN 128u /* chunks of guest requests on one queue */
@@ -63,17 +62,15 @@ struct chunk {
     void *page; /* 4 KiB for a table slice on its way in */
 
     struct allocation allocation;
-    uint64_t edge[2];          /* bytes: old content before and after the new */
-    uint8_t edge_kind[2];      /* enum edge_kind */
-    uint8_t *edge_buffer;      /* two clusters */
+    uint64_t edge[2];     /* bytes: old content before and after the new */
+    uint8_t edge_kind[2]; /* enum edge_kind */
+    uint8_t *edge_buffer; /* two clusters */
     struct image_request child[2];
     struct iovec child_iov[2];
     unsigned child_pending;
     int child_result;
 
-    struct inflate_slot *inflate;
-    unsigned skip_in_cluster; /* bytes: where a compressed cluster is read from */
-    unsigned budget;          /* slices until a long range yields */
+    struct image_status child_status;
 
     struct iovec iov[CHUNK_IOV];
 };

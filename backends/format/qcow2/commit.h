@@ -29,12 +29,16 @@ struct commit *commit_destroy(struct commit *commit);
 void commit_need_barrier(struct qcow2 *q);
 /* L1 entry `index` changed in memory. */
 void commit_l1_dirty(struct qcow2 *q, uint32_t index);
+/* One is under way: what it collected is not durable yet. */
+bool commit_running(const struct qcow2 *q);
 /* Metadata waits to be written. */
 bool commit_pending(const struct qcow2 *q);
 /* So much waits that a commit should run although nobody asked. */
 bool commit_pressure(const struct qcow2 *q);
 /* Have a commit run when there is something dirty. */
 void commit_want(struct qcow2 *q);
+/* Have one run soon on some queue's loop, from any thread. */
+void commit_soon(struct qcow2 *q);
 /* Park the chunk until a commit that begins later has ended: CHUNK_PARKED. */
 int commit_wait(struct chunk *chunk);
 

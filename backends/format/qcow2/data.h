@@ -86,7 +86,7 @@ bool read_step(struct chunk *chunk);
 bool write_step(struct chunk *chunk);
 bool zero_step(struct chunk *chunk);
 bool status_step(struct chunk *chunk);
-bool flush_step(struct chunk *chunk); /* commit.c */
+bool flush_step(struct chunk *chunk);
 
 /* write.c: like write_step for the next `length` bytes at most. */
 bool write_part(struct chunk *chunk, uint64_t length);
@@ -94,6 +94,9 @@ bool write_part(struct chunk *chunk, uint64_t length);
 struct allocation *allocation_overlap(struct qcow2 *q, uint64_t first, uint64_t count);
 /* write.c, locked: drop the reference that a table entry held. */
 void entry_free(struct qcow2 *q, const struct entry *entry);
+
+/* write.c: nothing that the guest writes in place may touch the header, the L1 or the refcount table. */
+bool overlaps_metadata(const struct qcow2 *q, uint64_t host, uint64_t length);
 
 /* cow.c: the plan is in the chunk; read old edges, write, link. */
 void cow_start(struct chunk *chunk);

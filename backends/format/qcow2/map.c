@@ -7,6 +7,7 @@
 
 #include "backends/format/qcow2/data.h"
 #include "common/checked.h"
+#include "common/cleanup.h"
 
 #define LOOKUP_TRIES 4u
 /* Bits 1-8 and 56-61 of a standard entry. */

@@ -15,7 +15,7 @@ struct slice;
 
 /* An L2 entry in one form for all: without extended L2 a cluster has one subcluster. */
 struct entry {
-    uint64_t host; /* bytes; 0 = no cluster. Compressed: where the data starts, any alignment */
+    uint64_t host;       /* bytes; 0 = no cluster. Compressed: where the data starts, any alignment */
     uint32_t compressed; /* bytes on disk at most, 0 = not compressed */
     bool copied;
     uint32_t data; /* a bit for each subcluster that is read from `host` */

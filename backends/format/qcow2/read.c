@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Reading: each run goes to where its bytes are. */
+#include <errno.h>
 #include <stddef.h>
 #include <string.h>
 

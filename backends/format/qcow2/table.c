@@ -10,6 +10,7 @@
 #include "backends/format/qcow2/commit.h"
 #include "backends/format/qcow2/data.h"
 #include "common/checked.h"
+#include "common/cleanup.h"
 
 /* Bits 0-8 and 56-62 of an L1 entry. */
 #define L1_RESERVED UINT64_C(0x7f000000000001ff)
@@ -31,6 +32,9 @@ static void set_l1(struct qcow2 *q, uint32_t index, uint64_t host)
 static int victim_wait(struct chunk *chunk)
 {
     struct qcow2 *q = chunk->queue->q;
+    int failed = image_failed(q->base.image);
+    if (failed && q->commit) /* nothing will be written any more */
+        return failed;
     if (q->commit)
         commit_want(q);
     return chunk_park(chunk, &q->data->victim_waiters);

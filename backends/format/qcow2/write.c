@@ -61,7 +61,7 @@ void entry_free(struct qcow2 *q, const struct entry *entry)
     allocator_free(q->allocator, first, count);
 }
 
-static bool overlaps_metadata(const struct qcow2 *q, uint64_t host, uint64_t length)
+bool overlaps_metadata(const struct qcow2 *q, uint64_t host, uint64_t length)
 {
     return host < q->cluster_size || ranges_overlap(host, length, q->l1_offset, (uint64_t)q->l1_entries * 8) ||
            ranges_overlap(host, length, q->header.refcount_table_offset,
