@@ -263,7 +263,8 @@ static size_t connection_place(struct server *s)
             return i;
     }
     (void)message_socket_destroy(s->connections[0]);
-    memmove(&s->connections[0], &s->connections[1], (CONNECTIONS_MAX - 1) * sizeof(s->connections[0]));
+    for (size_t i = 1; i < CONNECTIONS_MAX; i++)
+        s->connections[i - 1] = s->connections[i];
     s->connections[CONNECTIONS_MAX - 1] = NULL;
     return CONNECTIONS_MAX - 1;
 }

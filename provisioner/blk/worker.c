@@ -103,7 +103,7 @@ static json_t *string_from_image(const char *text)
         return value;
     char clean[1024];
     size_t n = 0;
-    for (; text[n] && n < sizeof(clean) - 1; n++)
+    for (; n < sizeof(clean) - 1 && text[n]; n++)
         clean[n] = text[n] >= ' ' && text[n] <= '~' ? text[n] : '?';
     clean[n] = 0;
     return json_string(clean);
