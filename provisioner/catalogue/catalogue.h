@@ -76,6 +76,8 @@ struct volume_record {
     uint64_t size;             /* bytes */
     char filesystem[WORD_MAX]; /* "ext4", "xfs", "none"; "" = unknown (imported): found by looking when first mounted */
     bool formatted;            /* true: never format, ever again */
+    char content[WORD_MAX];    /* what may be inside: "blank" (never handed out for writing), "begun" (our mkfs began,
+                                  nobody else wrote), "any" */
     char top_layer[ID_MAX];    /* the layer that takes writes; "" only while it is being made */
     char spec[1024];           /* canonical JSON of what was asked for, to recognise a repeated request */
     int64_t created;

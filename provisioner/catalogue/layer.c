@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "provisioner/catalogue/statement.h"
+
+#define LAYER_COLUMNS                                                                                                  \
+    "id, volume_id, pool_id, parent_id, format, size, cluster_size, version, refcount_bits, extended_l2, compression," \
+    " frozen, created"
+#define LAYER_CHAIN_MAX 64
+
+static int layer_fill(sqlite3_stmt *row, void *record)
+{
+    struct layer_record *r = record;
+    *r = (struct layer_record){.size = (uint64_t)sqlite3_column_int64(row, 5),
+                               .cluster_size = (uint32_t)sqlite3_column_int64(row, 6),
+                               .version = (uint32_t)sqlite3_column_int64(row, 7),
+                               .refcount_bits = (uint32_t)sqlite3_column_int64(row, 8),
+                               .extended_l2 = sqlite3_column_int(row, 9) != 0,
+                               .frozen = sqlite3_column_int(row, 11) != 0,
+                               .created = sqlite3_column_int64(row, 12)};
+    column_text(row, 0, r->id, sizeof(r->id));
+    column_text(row, 1, r->volume_id, sizeof(r->volume_id));
+    column_text(row, 2, r->pool_id, sizeof(r->pool_id));
+    column_text(row, 3, r->parent_id, sizeof(r->parent_id));
+    column_text(row, 4, r->format, sizeof(r->format));
+    column_text(row, 10, r->compression, sizeof(r->compression));
+    return 0;
+}
+
+int catalogue_layer_insert(struct catalogue *c, const struct layer_record *r, struct error *err)
+{
+    int n = statement_run(c, err, "INSERT INTO layers (" LAYER_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                          "tttntiiiiitii", r->id, r->volume_id, r->pool_id, r->parent_id, r->format, (int64_t)r->size,
+                          (int64_t)r->cluster_size, (int64_t)r->version, (int64_t)r->refcount_bits,
+                          (int64_t)r->extended_l2, r->compression, (int64_t)r->frozen, r->created);
+    return n < 0 ? n : 0;
+}
+
+int catalogue_layer_update(struct catalogue *c, const struct layer_record *r, struct error *err)
+{
+    int n =
+        statement_run(c, err,
+                      "UPDATE layers SET parent_id = ?, size = ?, cluster_size = ?, version = ?, refcount_bits = ?,"
+                      " extended_l2 = ?, compression = ?, frozen = ? WHERE id = ?",
+                      "niiiiitit", r->parent_id, (int64_t)r->size, (int64_t)r->cluster_size, (int64_t)r->version,
+                      (int64_t)r->refcount_bits, (int64_t)r->extended_l2, r->compression, (int64_t)r->frozen, r->id);
+    return n < 0 ? n : n == 0 ? error_set(err, ENOENT, "no layer '%s'", r->id) : 0;
+}
+
+int catalogue_layer_delete(struct catalogue *c, const char *id, struct error *err)
+{
+    int n = statement_run(c, err, "DELETE FROM layers WHERE id = ?", "t", id);
+    return n < 0 ? n : n == 0 ? error_set(err, ENOENT, "no layer '%s'", id) : 0;
+}
+
+int catalogue_layer_find(struct catalogue *c, const char *id, struct layer_record *ret_record, struct error *err)
+{
+    struct layer_record record;
+    int r = statement_row(c, layer_fill, &record, "layer", id, err, "SELECT " LAYER_COLUMNS " FROM layers WHERE id = ?",
+                          "t", id);
+    if (r == 0)
+        *ret_record = record;
+    return r;
+}
+
+int catalogue_layer_chain(struct catalogue *c, const char *top, struct layer_record **ret_records, size_t *ret_count,
+                          struct error *err)
+{
+    CLEANUP_FREE struct layer_record *chain = calloc(LAYER_CHAIN_MAX, sizeof(*chain));
+    if (!chain)
+        return error_sys(err, ENOMEM, "catalogue: layers");
+    LOCK_SCOPE(&c->lock);
+    size_t count = 0;
+    for (const char *id = top; *id; id = chain[count - 1].parent_id) {
+        if (count == LAYER_CHAIN_MAX)
+            return error_set(err, EUCLEAN, "layer '%s' has more than %d layers below it", top, LAYER_CHAIN_MAX);
+        int r = catalogue_layer_find(c, id, &chain[count], err);
+        if (r < 0)
+            return r;
+        count++;
+    }
+    *ret_records = steal_ptr(&chain);
+    *ret_count = count;
+    return 0;
+}
+
+int catalogue_layer_list(struct catalogue *c, const char *pool_id, struct layer_record **ret_records, size_t *ret_count,
+                         struct error *err)
+{
+    return statement_rows(c, layer_fill, sizeof(struct layer_record), (void **)ret_records, ret_count, err,
+                          "SELECT " LAYER_COLUMNS " FROM layers WHERE (?1 IS NULL OR pool_id = ?1)", "n", pool_id);
+}
