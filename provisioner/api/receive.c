@@ -104,8 +104,10 @@ enum MHD_Result receive_body(struct request *request, const char *data, size_t l
 int receive_end(struct request *request, struct error *err)
 {
     json_error_t why;
-    if (request->too_large)
-        return error_set(err, EMSGSIZE, "the body is larger than %d bytes", REQUEST_BODY_MAX);
+    if (request->too_large) {
+        (void)error_set(err, EMSGSIZE, "the body is larger than %d bytes", REQUEST_BODY_MAX);
+        return error_code(err, "too-large");
+    }
     if (!request->route->has_body)
         return request->data_length ? error_set(err, EINVAL, "this request takes no body") : 0;
     request->body = json_loadb(request->data ? request->data : "", request->data_length, JSON_REJECT_DUPLICATES, &why);
