@@ -2,6 +2,7 @@
 #include "common/log.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +10,7 @@
 #include <unistd.h>
 
 static const char *log_program = "platter";
-static enum log_level log_least = LOG_LEVEL_INFO;
+static _Atomic(enum log_level) log_least = LOG_LEVEL_INFO;
 static bool log_to_journal;
 
 static const char *const level_words[] = {"error", "warning", "info", "debug"};
@@ -18,8 +19,13 @@ static const int level_priorities[] = {3, 4, 6, 7};
 void log_init(const char *program, enum log_level level)
 {
     log_program = program;
-    log_least = level;
+    log_set_level(level);
     log_to_journal = getenv("JOURNAL_STREAM") != NULL;
+}
+
+void log_set_level(enum log_level level)
+{
+    atomic_store_explicit(&log_least, level, memory_order_relaxed);
 }
 
 int log_level_parse(const char *word, enum log_level *ret_level)
@@ -35,7 +41,7 @@ int log_level_parse(const char *word, enum log_level *ret_level)
 
 void log_write(enum log_level level, const char *fmt, ...)
 {
-    if (level > log_least)
+    if (level > atomic_load_explicit(&log_least, memory_order_relaxed))
         return;
     char line[1024];
     int n = log_to_journal

@@ -14,6 +14,9 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_D
 /* Set once by main: the program's name ("platterd") and the least important level that is still written. */
 void log_init(const char *program, enum log_level level);
 
+/* Change the level later, from any thread, as a reload of the configuration does. */
+void log_set_level(enum log_level level);
+
 /* "error", "warning", "info" or "debug"; -EINVAL for anything else. */
 int log_level_parse(const char *word, enum log_level *ret_level);
 
