@@ -6,6 +6,7 @@
 #define PLATTER_PROVISIONER_NODE_MKFS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "common/error.h"
 
