@@ -15,7 +15,7 @@ if(CLANG_FORMAT)
 endif()
 if(CLANG_TIDY)
     add_custom_target(tidy COMMAND printf "%s\\n" ${PLATTER_C_SOURCES} | xargs -P 2 -n 4
-        ${CLANG_TIDY} --quiet -p ${CMAKE_BINARY_DIR} VERBATIM)
+        ${CLANG_TIDY} --quiet --extra-arg=-Wno-unknown-warning-option -p ${CMAKE_BINARY_DIR} VERBATIM)
 endif()
 if(CPPCHECK)
     add_custom_target(cppcheck COMMAND ${CPPCHECK} --quiet --error-exitcode=1 --inline-suppr

@@ -84,6 +84,7 @@ struct image_request {
     uint32_t stage;
     void *owner; /* for requests that the engine itself makes */
     void (*chain)(struct image_request *request, int result);
+    struct io_op io; /* for the layer that has the request: one operation without a pool */
 };
 
 void image_submit(struct image_queue *queue, struct image_request *request);

@@ -48,7 +48,8 @@ struct layer_ops {
     int (*probe)(struct io_file *file, struct image_info *ret_info, struct error *err);
 };
 
-/* Embedded first in each format's own layer. */
+/* Embedded first in each format's own layer. open() sets size, granularity and discard; the core sets the rest once
+ * open() has returned (a format that needs them earlier may set them itself, to the same values). */
 struct layer {
     const struct layer_ops *ops;
     struct image *image;
@@ -61,7 +62,7 @@ struct layer {
     bool discard;
 };
 
-/* Embedded first in each format's own queue. */
+/* Embedded first in each format's own queue. The core fills it once queue_create() has returned. */
 struct layer_queue {
     struct layer *layer;
     struct image_queue *queue;
@@ -72,8 +73,13 @@ struct layer_queue {
 void layer_request_done(struct image_request *request, int result);
 
 /* Send `request` (a child that the format owns: op READ or STATUS, its done set) to the layer below `lq`; what lies
- * beyond that layer's size, or below the bottom, is zeros. */
+ * beyond that layer's size, or below the bottom, is zeros. It may shorten request->length: a submit() must move
+ * request->length bytes, also where iov holds more. */
 void layer_submit_below(struct layer_queue *lq, struct image_request *request);
+
+/* Append `length` bytes of `state` to what an IMAGE_STATUS answers, merging equal neighbours. False when there is no
+ * room for it. */
+bool layer_status_add(struct image_status *status, uint64_t length, uint32_t state);
 
 /* Helpers on iovecs. */
 /* The part [skip, skip + length) of iov as up to `max` entries in `ret`; returns the number of entries and the
@@ -91,7 +97,7 @@ void iov_to_buffer(const struct iovec *iov, unsigned iovcnt, uint64_t skip, void
 void image_grace(struct image *image);
 
 /* Any thread: run `task` on some queue's loop; false when the image has no queue (then the caller does it itself,
- * blocking). */
+ * blocking). That queue may be destroyed before the task runs. */
 bool image_post(struct image *image, struct io_task *task);
 
 /* The first fsync or metadata write error is kept: from then on writes and flushes fail with it. Any thread. */

@@ -53,10 +53,13 @@ struct io_file_options {
 int io_file_open(int fd, const struct io_file_options *options, struct io_file **ret_file, struct error *err);
 /* Closes the descriptor. NULL is allowed. Returns NULL. */
 struct io_file *io_file_close(struct io_file *file);
+/* Give up direct I/O on `file`, while no operation is in flight on it (a raw image whose length direct I/O could not
+ * keep). 0 or -errno. */
+int io_file_use_page_cache(struct io_file *file);
 
 /* Blocking forms, for control paths, workers and the keeper thread; any thread. They bounce what the alignments
- * do not allow (so unaligned writes need the caller to be alone on the touched blocks) and finish short
- * transfers. Reading beyond the end gives zeros. 0 or -errno. */
+ * do not allow (so unaligned writes need the caller to be alone on the touched blocks, and one that ends beyond the
+ * end of the file extends it to the next block boundary) and finish short transfers. Reading beyond the end gives zeros. 0 or -errno. */
 int io_file_read(struct io_file *file, void *buffer, size_t length, uint64_t offset);
 int io_file_write(struct io_file *file, const void *buffer, size_t length, uint64_t offset);
 /* Durable data and size (fdatasync). */
@@ -71,12 +74,15 @@ int io_file_allocate(struct io_file *file, uint64_t offset, uint64_t length);
 int io_file_truncate(struct io_file *file, uint64_t length);
 /* Length in bytes of the file or device. */
 int io_file_length(struct io_file *file, uint64_t *ret_length);
+/* Whether data or a hole lies at `offset`, and where that ends (UINT64_MAX: at the end of the file). Everything is data
+ * where the file system does not tell. Does not read: cheap enough for a loop's thread. */
+int io_file_extent(struct io_file *file, uint64_t offset, bool *ret_data, uint64_t *ret_end);
 
 /* ---- operations ------------------------------------------------------------------------------------------ */
 
 enum io_kind {
     /* On an io_file, through the seam. Result: 0 or -errno. Short transfers are finished, reads beyond the end
-     * are zeros. iov must stay valid until done(). */
+     * are zeros, what direct I/O cannot take is bounced as by the blocking forms. iov must stay valid until done(). */
     IO_READ,
     IO_WRITE,
     IO_FLUSH,
@@ -112,7 +118,9 @@ void io_submit(struct io_loop *loop, struct io_op *op);
 
 /* ---- readiness, tasks, hooks ------------------------------------------------------------------------------ */
 
-/* Readiness of a descriptor, again and again until removed (multishot poll). */
+/* Readiness of a descriptor, again and again until removed (multishot poll). Edge-triggered: ready() comes once at the
+ * start if it is ready then, and for each wake-up after; who reads must read until -EAGAIN. An eventfd need not be
+ * read at all: each write to it is reported. */
 struct io_watch {
     int fd;
     uint32_t events;                                         /* POLLIN, POLLOUT */
@@ -129,7 +137,8 @@ struct io_task {
     void (*run)(struct io_task *task);
     struct io_task *next; /* the loop's own */
 };
-/* Any thread. Wakes the loop. A task must not be posted again before it ran. */
+/* Any thread. Wakes the loop. A task must not be posted again before it ran. Tasks that no turn ran are run by
+ * io_loop_destroy. */
 void io_loop_post(struct io_loop *loop, struct io_task *task);
 
 /* Called each turn just before the loop submits and sleeps: the place to publish a batch of results. */
@@ -180,7 +189,8 @@ void io_loop_register_file(struct io_loop *loop, struct io_file *file);
 void io_loop_unregister_file(struct io_loop *loop, struct io_file *file);
 
 /* Lock the ring to the operations listed in enum io_kind, poll and timeout, so that a broken parser cannot open
- * or connect by it (IORING_REGISTER_RESTRICTIONS). -EOPNOTSUPP where the kernel or the engine cannot. */
+ * or connect by it (IORING_REGISTER_RESTRICTIONS). Before the first turn: -EBUSY afterwards. -EOPNOTSUPP where the
+ * kernel or the engine cannot. */
 int io_loop_restrict(struct io_loop *loop);
 
 #endif

@@ -23,7 +23,7 @@ struct io_seam_event {
 struct io_seam {
     /* Before the operation reaches the kernel, on the thread that issues it. Returns 0 to let it pass, -errno to
      * fail it unseen by the kernel, or a positive number of bytes to let only so much of a transfer pass (a
-     * short transfer, which the layer above finishes). NULL = pass. */
+     * short transfer, rounded up to the file's alignment; before() is asked again about the rest). NULL = pass. */
     int (*before)(struct io_seam *seam, const struct io_seam_event *event);
     /* After it completed with `result` (0 or -errno), before the issuer learns of it; may replace the result.
      * For loop operations on the loop's thread. NULL = keep. */

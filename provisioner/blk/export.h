@@ -25,6 +25,7 @@ struct export_options {
     bool read_only;
     const char *serial; /* at most 20 bytes, shown to the guest; copied; NULL = "" */
     enum io_engine engine;
+    bool resumed; /* FUSE: an earlier process answered INIT on fd and is dead: take its unanswered requests over */
 };
 
 struct export_stats {

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Inside the format-neutral core: what image.c, queue.c, gate.c and below.c share. Formats do not include it. */
+#ifndef PLATTER_FORMAT_CORE_H
+#define PLATTER_FORMAT_CORE_H
+
+#include <stdatomic.h>
+
+#include "backends/format/layer.h"
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+#define IMAGE_LAYERS_MAX 256u
+#define IMAGE_QUEUES_MAX 64u
+
+struct image {
+    struct layer **layers; /* 0 = top */
+    struct io_file **files;
+    size_t count;
+    bool read_only;
+
+    /* Changed only while the gate is closed and every queue drained. */
+    uint64_t size;
+    uint32_t alignment;
+
+    _Atomic int failed; /* 0 or the first -errno */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct image_queue *queues[IMAGE_QUEUES_MAX]; /* lock */
+    unsigned queue_count;                         /* lock */
+    unsigned next_post;                           /* lock */
+
+    /* The gate (gate.c), under lock. */
+    bool gate_closed;
+    unsigned gate_waiting;              /* queues that still have requests in flight */
+    struct image_request *owners;       /* who wants the image alone, the first has or gets it */
+    struct image_request **owners_tail; /* linked by next */
+    struct image_request drain;         /* stands for the control thread among the owners */
+    bool drain_granted;
+
+    pthread_mutex_t grace_lock; /* one grace period at a time */
+    unsigned grace_waiting;     /* lock: queues that have not passed it */
+};
+
+struct image_queue {
+    struct image *image;
+    struct io_loop *loop;
+    struct layer_queue *top;
+    struct layer_queue **lqs; /* one for each layer */
+
+    /* Loop's thread. Requests in flight are counted by the parity that was current when they started. */
+    uint64_t in_flight[2];
+    uint32_t parity;
+    bool gated;   /* new requests are parked */
+    bool waited;  /* someone waits for in_flight to fall: one of the next two */
+    bool closing; /* the gate: both counts */
+    bool grace;   /* a grace period: the count that is not current */
+    struct image_request *parked;
+    struct image_request **parked_tail;
+    struct image_request *exclusive; /* the owner granted on this queue, to be started by exclusive_task */
+
+    /* Under image->lock. */
+    bool drained;       /* reported for this closing of the gate */
+    bool grace_pending; /* not yet reported for this grace period */
+    bool gate_posted;
+    bool grace_posted;
+
+    bool dead; /* loop's thread: destroyed, the last posted task frees it */
+
+    struct io_task gate_task;
+    struct io_task grace_task;
+    struct io_task exclusive_task;
+};
+
+/* What is known of a request between submit and done, in image_request.stage. */
+enum {
+    STAGE_EXCLUSIVE = 1 << 0, /* owns the gate */
+    STAGE_FLUSHING = 1 << 1,  /* FUA: the write is done, its flush under way; the true op is kept above */
+    STAGE_OP_SHIFT = 8,
+};
+
+/* ---- queue.c: loop's thread ---- */
+
+/* The gate lets it pass: check and start. */
+void queue_start(struct image_queue *queue, struct image_request *request);
+/* Hand to the top layer and count. */
+void queue_issue(struct image_queue *queue, struct image_request *request);
+
+/* ---- gate.c ---- */
+
+void gate_init(struct image *image);
+/* `owner` wants the image alone: closes the gate; when nothing is in flight any more the owner is granted: its request
+ * is issued on its own queue's loop, or image_drain_begin returns. Any thread. */
+void gate_enter(struct image *image, struct image_request *owner);
+/* The current owner is done: the next one is granted, or the gate opens. Any thread. */
+void gate_leave(struct image *image);
+/* Loop's thread: a count fell to zero while someone waits. */
+void gate_idle(struct image_queue *queue);
+
+/* Make `queue` one of the image's; -EMFILE when there are too many. Loop's thread. */
+int gate_add_queue(struct image_queue *queue);
+/* Take it out; it is freed by queue_free now or by its last posted task. */
+void gate_remove_queue(struct image_queue *queue);
+void queue_free(struct image_queue *queue);
+
+/* ---- formats.c ---- */
+
+/* NULL when there is no such format. */
+const struct layer_ops *format_find(const char *name);
+
+#endif

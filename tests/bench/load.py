@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One workload on one target: fio for files, devices and NBD, our own front-end client for vhost-user-blk."""
+import collections
+import glob
+import json
+import os
+import subprocess
+
+Sample = collections.namedtuple("Sample", "iops cpu_us")
+
+# pattern, depth, flush after each write
+SHAPES = {
+    "randread-qd1": ("randread", 1, False),
+    "randread-qd32": ("randread", 32, False),
+    "randwrite-qd1": ("randwrite", 1, False),
+    "randwrite-qd32": ("randwrite", 32, False),
+    "alloc-qd32": ("randwrite", 32, False),
+    "write-flush-fresh": ("randwrite", 1, True),
+    "write-flush-allocated": ("randwrite", 1, True),
+}
+
+
+def cpu_seconds(pid):
+    """CPU time of all threads of a process, from the scheduler's own nanoseconds."""
+    total = 0
+    for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+        try:
+            with open(path, encoding="ascii") as file:
+                total += int(file.read().split()[0])
+        except OSError:
+            pass
+    return total / 1e9
+
+
+def fio(target, pattern, depth, flush, seconds):
+    command = ["fio", "--name=x", "--output-format=json", f"--rw={pattern}", "--bs=4k", f"--iodepth={depth}",
+               f"--runtime={seconds}", "--time_based", "--norandommap", "--randrepeat=0",
+               f"--size={target.size}"]
+    if flush:
+        command.append("--fdatasync=1")
+    if target.kind == "nbd":
+        command += ["--ioengine=nbd", f"--uri={target.address}"]
+    else:
+        command += ["--ioengine=io_uring", "--direct=1", f"--filename={target.address}", "--allow_file_create=0"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    job = json.loads(out[out.index("{"):])["jobs"][0]
+    return job["read" if pattern == "randread" else "write"]["iops"]
+
+
+def vhost(target, pattern, depth, flush, seconds):
+    command = [target.client, "bench", "--socket", target.address, "--rw", pattern, "--depth", str(depth),
+               "--block-size", "4096", "--seconds", str(seconds), "--json"]
+    if flush:
+        command.append("--flush")
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(out)["iops"]
+
+
+def run(target, workload, seconds):
+    pattern, depth, flush = SHAPES[workload]
+    before = sum(cpu_seconds(pid) for pid in target.pids)
+    engine = vhost if target.kind == "vhost" else fio
+    iops = engine(target, pattern, depth, flush, seconds)
+    spent = sum(cpu_seconds(pid) for pid in target.pids) - before
+    done = max(iops * seconds, 1)
+    return Sample(iops, spent * 1e6 / done)
+
+
+def resident_kib(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1])
+    return 0
+
+
+def exists(pid):
+    return os.path.exists(f"/proc/{pid}")
