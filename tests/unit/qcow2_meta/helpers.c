@@ -21,13 +21,26 @@ bool have_qemu_img(void)
     return false;
 }
 
-void scratch_make(char *path, size_t size)
+static void make_in(const char *directory, char *path, size_t size)
 {
-    const char *directory = getenv("TMPDIR");
-    (void)snprintf(path, size, "%s/platter-meta-XXXXXX", directory ? directory : "/tmp");
+    (void)snprintf(path, size, "%s/platter-meta-XXXXXX", directory);
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     (void)close(fd);
+}
+
+void scratch_make(char *path, size_t size)
+{
+    const char *directory = getenv("TMPDIR");
+    make_in(directory ? directory : "/tmp", path, size);
+}
+
+void scratch_make_in_memory(char *path, size_t size)
+{
+    if (access("/dev/shm", W_OK) == 0)
+        make_in("/dev/shm", path, size);
+    else
+        scratch_make(path, size);
 }
 
 void scratch_remove(const char *path)

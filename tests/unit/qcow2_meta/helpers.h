@@ -24,6 +24,8 @@ bool have_qemu_img(void);
 
 /* A path for one scratch image in the temporary place; removed by scratch_remove. */
 void scratch_make(char *path, size_t size);
+/* Likewise in memory where there is such a place: for tests that would do nothing but wait for flushes. */
+void scratch_make_in_memory(char *path, size_t size);
 void scratch_remove(const char *path);
 
 struct io_file *file_open(const char *path);
