@@ -48,7 +48,7 @@ static int start(struct run *run, struct error *err)
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return error_sys(err, errno, "start a worker");
     CLEANUP_CLOSE int ours = pair[0];
-    CLEANUP_CLOSE int theirs = pair[1];
+    CLEANUP_CLOSE int theirs = pair[1]; /* closed here so that the worker's end is the only one */
     int r = blk_process_start(run->worker->binary, "worker", theirs, &pid, &run->pidfd, err);
     if (r < 0)
         return r;
