@@ -9,7 +9,7 @@ static json_t *wrapped(const char *name, json_t *list)
 
 int pool_list(struct request *request, struct error *err)
 {
-    json_t *pools;
+    json_t *pools = NULL;
     int r = manager_pool_list(request->manager, &pools, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, wrapped("pools", pools), err);
 }
@@ -24,8 +24,8 @@ int pool_create(struct request *request, struct error *err)
         {NULL, MEMBER_TEXT, 0, false, NULL, 0},
     };
     struct pool_spec spec = {0};
-    json_t *pool;
-    bool existed;
+    json_t *pool = NULL;
+    bool existed = false;
     int r = body_read(request->body, members, &spec, err);
     if (r == 0)
         r = manager_pool_create(request->manager, &request->caller, &spec, &pool, &existed, err);
@@ -34,7 +34,7 @@ int pool_create(struct request *request, struct error *err)
 
 int pool_get(struct request *request, struct error *err)
 {
-    json_t *pool;
+    json_t *pool = NULL;
     int r = manager_pool_get(request->manager, request->parameters[0], &pool, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, pool, err);
 }

@@ -7,6 +7,8 @@
 
 #include "provisioner/api/handlers.h"
 
+#define ROUTE_SEGMENT_MAX 12288 /* of a parameter with every byte escaped */
+
 const struct route routes[] = {
     {"GET", "/healthz", CALLER_VIEWER, false, health_get, {NULL}},
     {"GET", "/metrics", CALLER_VIEWER, false, metrics_get, {NULL}},
@@ -91,7 +93,7 @@ static int match(const char *pattern, const char *path, const char *starts[], si
     while (*pattern && *path) {
         if (*pattern == '{') {
             size_t length = strcspn(path, "/");
-            if (!length || count == REQUEST_PARAMETERS_MAX || length >= REQUEST_PARAMETER_MAX * 3)
+            if (!length || count == REQUEST_PARAMETERS_MAX || length >= ROUTE_SEGMENT_MAX)
                 return -1;
             starts[count] = path;
             lengths[count++] = length;

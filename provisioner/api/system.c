@@ -23,7 +23,7 @@ int version_get(struct request *request, struct error *err)
 /* Healthy means that the catalogue answers. */
 int health_get(struct request *request, struct error *err)
 {
-    json_t *pools;
+    json_t *pools = NULL;
     int r = manager_pool_list(request->manager, &pools, err);
     if (r < 0)
         return r;
@@ -33,7 +33,7 @@ int health_get(struct request *request, struct error *err)
 
 int orphan_list(struct request *request, struct error *err)
 {
-    json_t *orphans;
+    json_t *orphans = NULL;
     int r = manager_orphan_list(request->manager, &orphans, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, json_pack("{s:o}", "orphans", orphans), err);
 }
@@ -51,7 +51,7 @@ static void count_member(json_t *counts, const json_t *object, const char *membe
 static void count_all(json_t *counts, const json_t *array, const char *member)
 {
     size_t index;
-    json_t *object;
+    json_t *object = NULL;
     json_array_foreach (array, index, object)
         count_member(counts, object, member);
 }

@@ -14,11 +14,11 @@
 
 int volume_list(struct request *request, struct error *err)
 {
-    uint64_t limit;
+    uint64_t limit = 0;
     int r = request_query_number(request, "limit", LIST_LIMIT_MAX, LIST_LIMIT_DEFAULT, &limit, err);
     if (r == 0 && limit == 0)
         r = error_set(err, EINVAL, "'limit' must be at least 1");
-    json_t *volumes;
+    json_t *volumes = NULL;
     if (r == 0)
         r = manager_volume_list(request->manager, request_query(request, "pool"), request_query(request, "after"),
                                 (unsigned)limit, &volumes, err);
@@ -47,7 +47,7 @@ int volume_create(struct request *request, struct error *err)
         MEMBERS_END,
     };
     struct volume_spec spec = {0};
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &spec, err);
     if (r == 0)
         r = manager_volume_create(request->manager, &request->caller, &spec, &ticket, err);
@@ -95,7 +95,7 @@ int volume_import(struct request *request, struct error *err)
         MEMBERS_END,
     };
     struct import_request import = {0};
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &import, err);
     if (r == 0)
         r = read_parents(&import, err);
@@ -112,7 +112,7 @@ int volume_export(struct request *request, struct error *err)
         MEMBERS_END,
     };
     struct export_spec spec = {.volume = request->parameters[0]};
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &spec, err);
     if (r == 0)
         r = manager_volume_export(request->manager, &request->caller, &spec, &ticket, err);
@@ -121,7 +121,7 @@ int volume_export(struct request *request, struct error *err)
 
 int volume_get(struct request *request, struct error *err)
 {
-    json_t *volume;
+    json_t *volume = NULL;
     int r = manager_volume_get(request->manager, request->parameters[0], &volume, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, volume, err);
 }
@@ -135,7 +135,7 @@ int volume_resize(struct request *request, struct error *err)
         {"size", MEMBER_U64, offsetof(struct resize, size), true, NULL, 0},
         MEMBERS_END,
     };
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &resize, err);
     if (r == 0)
         r = manager_volume_resize(request->manager, &request->caller, request->parameters[0], resize.size, &ticket,
@@ -145,7 +145,7 @@ int volume_resize(struct request *request, struct error *err)
 
 int volume_delete(struct request *request, struct error *err)
 {
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = manager_volume_delete(request->manager, &request->caller, request->parameters[0], &ticket, err);
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
 }
