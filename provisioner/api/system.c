@@ -52,8 +52,9 @@ static void count_all(json_t *counts, const json_t *array, const char *member)
 {
     size_t index;
     json_t *object = NULL;
-    json_array_foreach (array, index, object)
+    json_array_foreach (array, index, object) {
         count_member(counts, object, member);
+    }
 }
 
 static void print_counts(FILE *out, const char *name, const char *help, const char *label, json_t *counts)

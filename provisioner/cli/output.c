@@ -154,8 +154,9 @@ void output_list(const struct cli *cli, const json_t *array, const struct column
         print_json(array);
         break;
     case OUTPUT_NAME:
-        json_array_foreach (array, index, object)
+        json_array_foreach (array, index, object) {
             print_name(object, name_member);
+        }
         break;
     case OUTPUT_TABLE:
         print_table(array, columns);
