@@ -141,7 +141,7 @@ static ssize_t on_read(void *arg, uint64_t position, char *block, size_t max)
     return (ssize_t)length;
 }
 
-int event_list(struct request *request, struct error *err)
+int handle_event_list(struct request *request, struct error *err)
 {
     uint64_t after = 0, follow = 0;
     int r = request_query_number(request, "after", INT64_MAX, 0, &after, err);

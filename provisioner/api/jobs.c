@@ -5,7 +5,7 @@
 
 #include "provisioner/api/handlers.h"
 
-int job_list(struct request *request, struct error *err)
+int handle_job_list(struct request *request, struct error *err)
 {
     json_t *jobs = NULL;
     int r = manager_job_list(request->manager, request_query(request, "state"), &jobs, err);
@@ -26,7 +26,7 @@ static int job_with_result(struct manager *manager, const char *id, json_t **ret
     return 0;
 }
 
-int job_get(struct request *request, struct error *err)
+int handle_job_get(struct request *request, struct error *err)
 {
     json_t *job = NULL;
     const char *id = request->parameters[0];
@@ -40,7 +40,7 @@ int job_get(struct request *request, struct error *err)
     return request_answer(request, MHD_HTTP_OK, job, err);
 }
 
-int job_cancel(struct request *request, struct error *err)
+int handle_job_cancel(struct request *request, struct error *err)
 {
     json_t *job = NULL;
     const char *id = request->parameters[0];

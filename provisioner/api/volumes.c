@@ -12,7 +12,7 @@
         NULL, MEMBER_TEXT, 0, false, NULL, 0                                                                           \
     }
 
-int volume_list(struct request *request, struct error *err)
+int handle_volume_list(struct request *request, struct error *err)
 {
     uint64_t limit = 0;
     int r = request_query_number(request, "limit", LIST_LIMIT_MAX, LIST_LIMIT_DEFAULT, &limit, err);
@@ -30,7 +30,7 @@ int volume_list(struct request *request, struct error *err)
     return request_answer(request, MHD_HTTP_OK, json_pack("{s:o, s:o*}", "volumes", volumes, "next", next), err);
 }
 
-int volume_create(struct request *request, struct error *err)
+int handle_volume_create(struct request *request, struct error *err)
 {
     static const struct member members[] = {
         {"name", MEMBER_TEXT, offsetof(struct volume_spec, name), true, NULL, 0},
@@ -81,7 +81,7 @@ static int read_parents(struct import_request *import, struct error *err)
     return 0;
 }
 
-int volume_import(struct request *request, struct error *err)
+int handle_volume_import(struct request *request, struct error *err)
 {
     static const struct member members[] = {
         {"name", MEMBER_TEXT, offsetof(struct import_request, spec.name), true, NULL, 0},
@@ -104,7 +104,7 @@ int volume_import(struct request *request, struct error *err)
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_CREATED, &ticket, manager_volume_get);
 }
 
-int volume_export(struct request *request, struct error *err)
+int handle_volume_export(struct request *request, struct error *err)
 {
     static const struct member members[] = {
         {"target", MEMBER_TEXT, offsetof(struct export_spec, target), true, NULL, 0},
@@ -119,14 +119,14 @@ int volume_export(struct request *request, struct error *err)
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_CREATED, &ticket, manager_volume_get);
 }
 
-int volume_get(struct request *request, struct error *err)
+int handle_volume_get(struct request *request, struct error *err)
 {
     json_t *volume = NULL;
     int r = manager_volume_get(request->manager, request->parameters[0], &volume, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, volume, err);
 }
 
-int volume_resize(struct request *request, struct error *err)
+int handle_volume_resize(struct request *request, struct error *err)
 {
     struct resize {
         uint64_t size;
@@ -143,7 +143,7 @@ int volume_resize(struct request *request, struct error *err)
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
 }
 
-int volume_delete(struct request *request, struct error *err)
+int handle_volume_delete(struct request *request, struct error *err)
 {
     struct ticket ticket = {0};
     int r = manager_volume_delete(request->manager, &request->caller, request->parameters[0], &ticket, err);
