@@ -88,7 +88,9 @@ enum io_kind {
     IO_FLUSH,
     IO_DISCARD,
     IO_ZERO,
-    /* On a plain descriptor (sockets, /dev/fuse). Result: bytes or -errno, once, as the system call gave it. */
+    /* On a plain descriptor (sockets, /dev/fuse). Result: bytes or -errno, once, as the system call gave it. Where it
+     * would block, the operation waits until the descriptor is ready; only READV and WRITEV end with -EAGAIN instead
+     * when the descriptor has O_NONBLOCK and its kind knows no RWF_NOWAIT (/dev/fuse; not sockets or pipes). */
     IO_FD_READV,
     IO_FD_WRITEV,
     IO_FD_RECVMSG,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Operations on plain descriptors in the thread-pool engine, done on the loop's own thread without blocking it, as
- * io_uring does them: a non-blocking descriptor answers at once, also with -EAGAIN; on a blocking one the operation is
- * parked until epoll finds it ready.
+ * io_uring does them: what would block is parked until epoll finds the descriptor ready, except that reads and writes of
+ * a non-blocking descriptor which knows no RWF_NOWAIT answer -EAGAIN at once.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,46 +20,37 @@ static bool reads(const struct io_op *op)
     return op->kind == IO_FD_READV || op->kind == IO_FD_RECVMSG;
 }
 
-/* The system call of a descriptor that is non-blocking, or ready. */
-static int fd_call(const struct io_op *op, bool blocking)
+static ssize_t message_call(const struct io_op *op)
 {
-    int flags = blocking ? MSG_DONTWAIT : 0;
-    ssize_t n = -1;
-    switch (op->kind) {
-    case IO_FD_READV:
-        n = blocking ? preadv2(op->fd, op->iov, (int)op->iovcnt, -1, RWF_NOWAIT) : -1;
-        if (!blocking || (n < 0 && errno == EOPNOTSUPP))
-            n = readv(op->fd, op->iov, (int)op->iovcnt);
-        break;
-    case IO_FD_WRITEV:
-        n = blocking ? pwritev2(op->fd, op->iov, (int)op->iovcnt, -1, RWF_NOWAIT) : -1;
-        if (!blocking || (n < 0 && errno == EOPNOTSUPP))
-            n = writev(op->fd, op->iov, (int)op->iovcnt);
-        break;
-    case IO_FD_RECVMSG:
-        n = recvmsg(op->fd, op->message, flags);
-        break;
-    default:
-        n = sendmsg(op->fd, op->message, flags | MSG_NOSIGNAL);
-        break;
-    }
-    return n < 0 ? -errno : (int)n;
+    if (op->kind == IO_FD_RECVMSG)
+        return recvmsg(op->fd, op->message, MSG_DONTWAIT);
+    return sendmsg(op->fd, op->message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static ssize_t vector_call(const struct io_op *op, bool nowait)
+{
+    int count = (int)op->iovcnt;
+    if (reads(op))
+        return nowait ? preadv2(op->fd, op->iov, count, -1, RWF_NOWAIT) : readv(op->fd, op->iov, count);
+    return nowait ? pwritev2(op->fd, op->iov, count, -1, RWF_NOWAIT) : writev(op->fd, op->iov, count);
 }
 
 /* False when it has to wait; else *ret_result is the answer. */
 static bool fd_try(const struct io_op *op, int *ret_result)
 {
-    int flags = fcntl(op->fd, F_GETFL);
-    bool blocking = flags >= 0 && !(flags & O_NONBLOCK);
-    if (blocking) {
+    bool message = op->kind == IO_FD_RECVMSG || op->kind == IO_FD_SENDMSG;
+    ssize_t n = message ? message_call(op) : vector_call(op, true);
+    bool can_wait = true;
+    if (n < 0 && errno == EOPNOTSUPP && !message) {
         struct pollfd pfd = {.fd = op->fd, .events = reads(op) ? POLLIN : POLLOUT};
-        if (poll(&pfd, 1, 0) == 0)
+        can_wait = !(fcntl(op->fd, F_GETFL) & O_NONBLOCK);
+        if (can_wait && poll(&pfd, 1, 0) == 0)
             return false;
+        n = vector_call(op, false);
     }
-    int r = fd_call(op, blocking);
-    if (r == -EAGAIN && blocking)
+    if (n < 0 && errno == EAGAIN && can_wait)
         return false;
-    *ret_result = r;
+    *ret_result = n < 0 ? -errno : (int)n;
     return true;
 }
 

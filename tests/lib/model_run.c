@@ -8,7 +8,8 @@
 #include "common/checked.h"
 #include "model_state.h"
 
-#define TRIES 16 /* to find a range that nothing in flight is in the way of */
+#define HOT_BYTES 16384u /* where many small operations meet in the same blocks and clusters */
+#define TRIES 16         /* to find a range that nothing in flight is in the way of */
 
 struct model_thread {
     struct model *model;
@@ -68,12 +69,14 @@ static void choose_range(struct model_thread *t, struct model_io *io)
 {
     static const uint32_t grids[] = {1, 512, 4096, 65536};
     const struct model_options *o = &t->model->options;
-    uint64_t grid = MAX(grids[below(t, ARRAY_SIZE(grids))], o->alignment);
-    uint64_t longest = below(t, 4) ? MIN(o->max_length, 4 * grid) : o->max_length;
+    uint64_t grid = grids[below(t, ARRAY_SIZE(grids))];
+    grid = MAX(grid, o->alignment);
+    uint64_t longest = below(t, 4) ? MIN(o->max_length, grid == 1 ? 700 : 4 * grid) : o->max_length;
     if (grid > o->size)
         grid = o->alignment;
     longest = MAX(longest, grid);
-    io->offset = below(t, o->size / grid) * grid;
+    bool hot = grid <= 512 && o->size > HOT_BYTES && below(t, 2);
+    io->offset = hot ? t->model->hot + below(t, HOT_BYTES / grid) * grid : below(t, o->size / grid) * grid;
     io->length = (1 + below(t, longest / grid)) * grid;
     io->length = MIN(MIN(io->length, o->size - io->offset), MAX(o->max_length, o->alignment));
     if (io->op == IMAGE_FLUSH)
@@ -246,7 +249,9 @@ static int run(struct model *model, const struct model_target *target, void *con
                void *(*body)(void *))
 {
     struct model_thread *threads = calloc(count, sizeof(*threads));
+    uint64_t hot_places = model->options.size / HOT_BYTES;
     model->runs++;
+    model->hot = hot_places ? (model->seed / 7 + model->runs) % hot_places * HOT_BYTES : 0;
     for (unsigned i = 0; i < count; i++) {
         struct model_thread *t = &threads[i];
         t->model = model;

@@ -17,6 +17,7 @@ struct model {
     struct model_options options;
     uint64_t seed;
     uint64_t runs;
+    uint64_t hot; /* offset of this run's hot spot */
 
     pthread_mutex_t lock; /* all below */
     uint8_t *value;
