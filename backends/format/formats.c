@@ -5,8 +5,6 @@
 #include "backends/format/core.h"
 #include "common/checked.h"
 
-extern const struct layer_ops qcow2_layer_ops __attribute__((weak));
-
 static const struct layer_ops *const formats[] = {
     &raw_layer_ops,
     &qcow2_layer_ops,

@@ -9,9 +9,6 @@
 #include "common/cleanup.h"
 #include "provisioner/blk/members.h"
 
-extern const struct export_ops nbd_export_ops __attribute__((weak));
-extern const struct export_ops fuse_export_ops __attribute__((weak));
-
 static const struct {
     const char *kind;
     const struct export_ops *ops;
@@ -60,6 +57,8 @@ int exports_start(struct exports *exports, struct image *image, const json_t *re
         r = member_u32(request, "queues", 64, &options.queues, err);
     if (r == 0)
         r = member_bool(request, "read_only", &options.read_only, err);
+    if (r == 0)
+        r = member_bool(request, "resumed", &options.resumed, err);
     if (r == 0)
         r = member_string(request, "serial", 20, &options.serial, err);
     if (r < 0)

@@ -229,8 +229,9 @@ int blk_open(struct blk_client *c, const struct blk_layer *layers, size_t count,
 
 int blk_export(struct blk_client *c, const struct blk_export *export, int fd, struct error *err)
 {
-    json_t *request = json_pack("{s:s, s:s, s:I, s:b, s:s*}", "name", export->name, "kind", export->kind, "queues",
-                                (json_int_t) export->queues, "read_only", export->read_only, "serial", export->serial);
+    json_t *request = json_pack("{s:s, s:s, s:I, s:b, s:b, s:s*}", "name", export->name, "kind", export->kind, "queues",
+                                (json_int_t) export->queues, "read_only", export->read_only, "resumed", export->resumed,
+                                "serial", export->serial);
     return call(c, "export", request, &fd, 1, STOP_MS, NULL, err);
 }
 

@@ -85,6 +85,7 @@ struct blk_export {
     unsigned queues;  /* 0 = the transport's default */
     bool read_only;
     const char *serial; /* NULL = none */
+    bool resumed;       /* FUSE: an earlier server used this descriptor and is dead: take its requests over */
 };
 
 /* `fd` is the listening socket, or the opened and mounted /dev/fuse; it stays the caller's. */

@@ -14,9 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -306,6 +308,39 @@ static void a_cancelled_worker_is_gone(void **state)
     (void)close(to);
 }
 
+static void die_at_once(void *context, uint64_t done, uint64_t total)
+{
+    (void)context;
+    (void)done;
+    (void)total;
+    (void)raise(SIGKILL);
+}
+
+/* The caller dies with the worker at work; the worker becomes our child and is awaited. */
+static void a_worker_does_not_outlive_its_caller(void **state)
+{
+    (void)state;
+    assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0);
+    int from = raw_file("from", 4 * MIB, 0, 7);
+    int to = new_file("to");
+    pid_t caller = fork();
+    if (caller == 0) {
+        struct blk_worker w = worker;
+        struct blk_create create = {.format = "raw"};
+        w.progress = die_at_once;
+        (void)blk_worker_convert(&w, &(struct blk_layer){"raw", from}, 1, to, &create, NULL, NULL);
+        _exit(0);
+    }
+    int status;
+    assert_int_equal(waitpid(caller, &status, 0), caller);
+    assert_true(WIFSIGNALED(status));
+    while (waitpid(-1, &status, 0) > 0)
+        assert_true(WIFEXITED(status));
+    assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0), 0);
+    (void)close(from);
+    (void)close(to);
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -340,6 +375,7 @@ int main(void)
         cmocka_unit_test(copies_are_equal_and_sparse),
         cmocka_unit_test(copies_that_cannot_be_are_refused),
         cmocka_unit_test(a_cancelled_worker_is_gone),
+        cmocka_unit_test(a_worker_does_not_outlive_its_caller),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
