@@ -2,16 +2,16 @@
 #include "provisioner/api/body.h"
 #include "provisioner/api/handlers.h"
 
-int attachment_list(struct request *request, struct error *err)
+int handle_attachment_list(struct request *request, struct error *err)
 {
-    json_t *attachments;
+    json_t *attachments = NULL;
     int r = manager_attachment_list(request->manager, request_query(request, "volume"), &attachments, err);
     if (r < 0)
         return r;
     return request_answer(request, MHD_HTTP_OK, json_pack("{s:o}", "attachments", attachments), err);
 }
 
-int attachment_create(struct request *request, struct error *err)
+int handle_attachment_create(struct request *request, struct error *err)
 {
     static const struct member members[] = {
         {"volume", MEMBER_TEXT, offsetof(struct attach_spec, volume), true, NULL, 0},
@@ -28,23 +28,23 @@ int attachment_create(struct request *request, struct error *err)
         {NULL, MEMBER_TEXT, 0, false, NULL, 0},
     };
     struct attach_spec spec = {0};
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &spec, err);
     if (r == 0)
         r = manager_attach(request->manager, &request->caller, &spec, &ticket, err);
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_CREATED, &ticket, manager_attachment_get);
 }
 
-int attachment_get(struct request *request, struct error *err)
+int handle_attachment_get(struct request *request, struct error *err)
 {
-    json_t *attachment;
+    json_t *attachment = NULL;
     int r = manager_attachment_get(request->manager, request->parameters[0], &attachment, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, attachment, err);
 }
 
-int attachment_delete(struct request *request, struct error *err)
+int handle_attachment_delete(struct request *request, struct error *err)
 {
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = manager_detach(request->manager, &request->caller, request->parameters[0], &ticket, err);
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_attachment_get);
 }

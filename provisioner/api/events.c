@@ -78,8 +78,8 @@ static int append_line(struct stream *stream, const json_t *event)
     if (!grown)
         return -ENOMEM;
     stream->batch = grown;
-    memcpy(grown + stream->length, line, length);
-    grown[stream->length + length] = '\n';
+    line[length] = '\n'; /* in place of the NUL: lines are bytes from here on */
+    memcpy(grown + stream->length, line, length + 1);
     stream->length += length + 1;
     return 0;
 }
@@ -141,9 +141,9 @@ static ssize_t on_read(void *arg, uint64_t position, char *block, size_t max)
     return (ssize_t)length;
 }
 
-int event_list(struct request *request, struct error *err)
+int handle_event_list(struct request *request, struct error *err)
 {
-    uint64_t after, follow;
+    uint64_t after = 0, follow = 0;
     int r = request_query_number(request, "after", INT64_MAX, 0, &after, err);
     if (r == 0)
         r = request_query_number(request, "follow", 1, 0, &follow, err);

@@ -5,9 +5,9 @@
 
 #include "provisioner/api/handlers.h"
 
-int job_list(struct request *request, struct error *err)
+int handle_job_list(struct request *request, struct error *err)
 {
-    json_t *jobs;
+    json_t *jobs = NULL;
     int r = manager_job_list(request->manager, request_query(request, "state"), &jobs, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, json_pack("{s:o}", "jobs", jobs), err);
 }
@@ -15,7 +15,7 @@ int job_list(struct request *request, struct error *err)
 /* A job with what it made, when it ended well. A later change may have removed that object: then there is no result. */
 static int job_with_result(struct manager *manager, const char *id, json_t **ret_job, struct error *err)
 {
-    json_t *job, *result;
+    json_t *job = NULL, *result = NULL;
     int r = manager_job_get(manager, id, &job, err);
     if (r < 0)
         return r;
@@ -26,9 +26,9 @@ static int job_with_result(struct manager *manager, const char *id, json_t **ret
     return 0;
 }
 
-int job_get(struct request *request, struct error *err)
+int handle_job_get(struct request *request, struct error *err)
 {
-    json_t *job;
+    json_t *job = NULL;
     const char *id = request->parameters[0];
     int r = job_with_result(request->manager, id, &job, err);
     if (r < 0)
@@ -40,9 +40,9 @@ int job_get(struct request *request, struct error *err)
     return request_answer(request, MHD_HTTP_OK, job, err);
 }
 
-int job_cancel(struct request *request, struct error *err)
+int handle_job_cancel(struct request *request, struct error *err)
 {
-    json_t *job;
+    json_t *job = NULL;
     const char *id = request->parameters[0];
     int r = manager_job_cancel(request->manager, &request->caller, id, err);
     if (r == 0)

@@ -20,7 +20,6 @@
 
 #define REQUEST_BODY_MAX (1 << 20)
 #define REQUEST_PARAMETERS_MAX 2
-#define REQUEST_PARAMETER_MAX 4096
 #define REQUEST_WAIT_MAX_MS 600000
 
 struct server;

@@ -7,30 +7,32 @@
 
 #include "provisioner/api/handlers.h"
 
+#define ROUTE_SEGMENT_MAX 12288 /* of a parameter with every byte escaped */
+
 const struct route routes[] = {
-    {"GET", "/healthz", CALLER_VIEWER, false, health_get, {NULL}},
-    {"GET", "/metrics", CALLER_VIEWER, false, metrics_get, {NULL}},
-    {"GET", "/v1", CALLER_VIEWER, false, version_get, {NULL}},
-    {"GET", "/v1/pools", CALLER_VIEWER, false, pool_list, {NULL}},
-    {"POST", "/v1/pools", CALLER_ADMIN, true, pool_create, {"wait"}},
-    {"GET", "/v1/pools/{pool}", CALLER_VIEWER, false, pool_get, {NULL}},
-    {"DELETE", "/v1/pools/{pool}", CALLER_ADMIN, false, pool_delete, {"wait"}},
-    {"GET", "/v1/volumes", CALLER_VIEWER, false, volume_list, {"pool", "limit", "after"}},
-    {"POST", "/v1/volumes", CALLER_OPERATOR, true, volume_create, {"wait"}},
-    {"POST", "/v1/volumes/import", CALLER_OPERATOR, true, volume_import, {"wait"}},
-    {"GET", "/v1/volumes/{volume}", CALLER_VIEWER, false, volume_get, {NULL}},
-    {"DELETE", "/v1/volumes/{volume}", CALLER_OPERATOR, false, volume_delete, {"wait"}},
-    {"POST", "/v1/volumes/{volume}/resize", CALLER_OPERATOR, true, volume_resize, {"wait"}},
-    {"POST", "/v1/volumes/{volume}/export", CALLER_OPERATOR, true, volume_export, {"wait"}},
-    {"GET", "/v1/attachments", CALLER_VIEWER, false, attachment_list, {"volume"}},
-    {"POST", "/v1/attachments", CALLER_OPERATOR, true, attachment_create, {"wait"}},
-    {"GET", "/v1/attachments/{attachment}", CALLER_VIEWER, false, attachment_get, {NULL}},
-    {"DELETE", "/v1/attachments/{attachment}", CALLER_OPERATOR, false, attachment_delete, {"wait"}},
-    {"GET", "/v1/jobs", CALLER_VIEWER, false, job_list, {"state"}},
-    {"GET", "/v1/jobs/{job}", CALLER_VIEWER, false, job_get, {"wait"}},
-    {"POST", "/v1/jobs/{job}/cancel", CALLER_OPERATOR, false, job_cancel, {NULL}},
-    {"GET", "/v1/events", CALLER_VIEWER, false, event_list, {"after", "follow"}},
-    {"GET", "/v1/orphans", CALLER_VIEWER, false, orphan_list, {NULL}},
+    {"GET", "/healthz", CALLER_VIEWER, false, handle_health_get, {NULL}},
+    {"GET", "/metrics", CALLER_VIEWER, false, handle_metrics_get, {NULL}},
+    {"GET", "/v1", CALLER_VIEWER, false, handle_version_get, {NULL}},
+    {"GET", "/v1/pools", CALLER_VIEWER, false, handle_pool_list, {NULL}},
+    {"POST", "/v1/pools", CALLER_ADMIN, true, handle_pool_create, {"wait"}},
+    {"GET", "/v1/pools/{pool}", CALLER_VIEWER, false, handle_pool_get, {NULL}},
+    {"DELETE", "/v1/pools/{pool}", CALLER_ADMIN, false, handle_pool_delete, {"wait"}},
+    {"GET", "/v1/volumes", CALLER_VIEWER, false, handle_volume_list, {"pool", "limit", "after"}},
+    {"POST", "/v1/volumes", CALLER_OPERATOR, true, handle_volume_create, {"wait"}},
+    {"POST", "/v1/volumes/import", CALLER_OPERATOR, true, handle_volume_import, {"wait"}},
+    {"GET", "/v1/volumes/{volume}", CALLER_VIEWER, false, handle_volume_get, {NULL}},
+    {"DELETE", "/v1/volumes/{volume}", CALLER_OPERATOR, false, handle_volume_delete, {"wait"}},
+    {"POST", "/v1/volumes/{volume}/resize", CALLER_OPERATOR, true, handle_volume_resize, {"wait"}},
+    {"POST", "/v1/volumes/{volume}/export", CALLER_OPERATOR, true, handle_volume_export, {"wait"}},
+    {"GET", "/v1/attachments", CALLER_VIEWER, false, handle_attachment_list, {"volume"}},
+    {"POST", "/v1/attachments", CALLER_OPERATOR, true, handle_attachment_create, {"wait"}},
+    {"GET", "/v1/attachments/{attachment}", CALLER_VIEWER, false, handle_attachment_get, {NULL}},
+    {"DELETE", "/v1/attachments/{attachment}", CALLER_OPERATOR, false, handle_attachment_delete, {"wait"}},
+    {"GET", "/v1/jobs", CALLER_VIEWER, false, handle_job_list, {"state"}},
+    {"GET", "/v1/jobs/{job}", CALLER_VIEWER, false, handle_job_get, {"wait"}},
+    {"POST", "/v1/jobs/{job}/cancel", CALLER_OPERATOR, false, handle_job_cancel, {NULL}},
+    {"GET", "/v1/events", CALLER_VIEWER, false, handle_event_list, {"after", "follow"}},
+    {"GET", "/v1/orphans", CALLER_VIEWER, false, handle_orphan_list, {NULL}},
     {NULL, NULL, CALLER_ADMIN, false, NULL, {NULL}},
 };
 
@@ -91,7 +93,7 @@ static int match(const char *pattern, const char *path, const char *starts[], si
     while (*pattern && *path) {
         if (*pattern == '{') {
             size_t length = strcspn(path, "/");
-            if (!length || count == REQUEST_PARAMETERS_MAX || length >= REQUEST_PARAMETER_MAX * 3)
+            if (!length || count == REQUEST_PARAMETERS_MAX || length >= ROUTE_SEGMENT_MAX)
                 return -1;
             starts[count] = path;
             lengths[count++] = length;

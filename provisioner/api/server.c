@@ -231,7 +231,7 @@ static enum MHD_Result send_object(struct request *request, const char *path, in
 static enum MHD_Result send_fetched(struct request *request, const char *path, const char *id)
 {
     struct error err = ERROR_INIT;
-    json_t *object;
+    json_t *object = NULL;
     int r = request->fetch(request->manager, id, &object, &err);
     return r < 0 ? send_error(request, path, &err) : send_object(request, path, request->status, object, NULL);
 }

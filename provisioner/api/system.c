@@ -13,7 +13,7 @@
 #define API_LEVEL 1
 #define METRICS_PAGE 1000
 
-int version_get(struct request *request, struct error *err)
+int handle_version_get(struct request *request, struct error *err)
 {
     json_t *answer = json_pack("{s:s, s:i, s:s, s:I}", "version", PLATTER_VERSION, "api_level", API_LEVEL, "role",
                                route_role_name(request->caller.role), "uid", (json_int_t)request->caller.uid);
@@ -21,9 +21,9 @@ int version_get(struct request *request, struct error *err)
 }
 
 /* Healthy means that the catalogue answers. */
-int health_get(struct request *request, struct error *err)
+int handle_health_get(struct request *request, struct error *err)
 {
-    json_t *pools;
+    json_t *pools = NULL;
     int r = manager_pool_list(request->manager, &pools, err);
     if (r < 0)
         return r;
@@ -31,9 +31,9 @@ int health_get(struct request *request, struct error *err)
     return request_answer(request, MHD_HTTP_OK, json_pack("{s:s}", "status", "ok"), err);
 }
 
-int orphan_list(struct request *request, struct error *err)
+int handle_orphan_list(struct request *request, struct error *err)
 {
-    json_t *orphans;
+    json_t *orphans = NULL;
     int r = manager_orphan_list(request->manager, &orphans, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, json_pack("{s:o}", "orphans", orphans), err);
 }
@@ -51,9 +51,10 @@ static void count_member(json_t *counts, const json_t *object, const char *membe
 static void count_all(json_t *counts, const json_t *array, const char *member)
 {
     size_t index;
-    json_t *object;
-    json_array_foreach (array, index, object)
+    json_t *object = NULL;
+    json_array_foreach (array, index, object) {
         count_member(counts, object, member);
+    }
 }
 
 static void print_counts(FILE *out, const char *name, const char *help, const char *label, json_t *counts)
@@ -141,7 +142,7 @@ static int print_metrics(FILE *out, struct manager *manager, struct error *err)
     return 0;
 }
 
-int metrics_get(struct request *request, struct error *err)
+int handle_metrics_get(struct request *request, struct error *err)
 {
     CLEANUP_FREE char *text = NULL;
     size_t length = 0;

@@ -12,13 +12,13 @@
         NULL, MEMBER_TEXT, 0, false, NULL, 0                                                                           \
     }
 
-int volume_list(struct request *request, struct error *err)
+int handle_volume_list(struct request *request, struct error *err)
 {
-    uint64_t limit;
+    uint64_t limit = 0;
     int r = request_query_number(request, "limit", LIST_LIMIT_MAX, LIST_LIMIT_DEFAULT, &limit, err);
     if (r == 0 && limit == 0)
         r = error_set(err, EINVAL, "'limit' must be at least 1");
-    json_t *volumes;
+    json_t *volumes = NULL;
     if (r == 0)
         r = manager_volume_list(request->manager, request_query(request, "pool"), request_query(request, "after"),
                                 (unsigned)limit, &volumes, err);
@@ -30,7 +30,7 @@ int volume_list(struct request *request, struct error *err)
     return request_answer(request, MHD_HTTP_OK, json_pack("{s:o, s:o*}", "volumes", volumes, "next", next), err);
 }
 
-int volume_create(struct request *request, struct error *err)
+int handle_volume_create(struct request *request, struct error *err)
 {
     static const struct member members[] = {
         {"name", MEMBER_TEXT, offsetof(struct volume_spec, name), true, NULL, 0},
@@ -47,7 +47,7 @@ int volume_create(struct request *request, struct error *err)
         MEMBERS_END,
     };
     struct volume_spec spec = {0};
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &spec, err);
     if (r == 0)
         r = manager_volume_create(request->manager, &request->caller, &spec, &ticket, err);
@@ -81,7 +81,7 @@ static int read_parents(struct import_request *import, struct error *err)
     return 0;
 }
 
-int volume_import(struct request *request, struct error *err)
+int handle_volume_import(struct request *request, struct error *err)
 {
     static const struct member members[] = {
         {"name", MEMBER_TEXT, offsetof(struct import_request, spec.name), true, NULL, 0},
@@ -95,7 +95,7 @@ int volume_import(struct request *request, struct error *err)
         MEMBERS_END,
     };
     struct import_request import = {0};
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &import, err);
     if (r == 0)
         r = read_parents(&import, err);
@@ -104,7 +104,7 @@ int volume_import(struct request *request, struct error *err)
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_CREATED, &ticket, manager_volume_get);
 }
 
-int volume_export(struct request *request, struct error *err)
+int handle_volume_export(struct request *request, struct error *err)
 {
     static const struct member members[] = {
         {"target", MEMBER_TEXT, offsetof(struct export_spec, target), true, NULL, 0},
@@ -112,21 +112,21 @@ int volume_export(struct request *request, struct error *err)
         MEMBERS_END,
     };
     struct export_spec spec = {.volume = request->parameters[0]};
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &spec, err);
     if (r == 0)
         r = manager_volume_export(request->manager, &request->caller, &spec, &ticket, err);
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_CREATED, &ticket, manager_volume_get);
 }
 
-int volume_get(struct request *request, struct error *err)
+int handle_volume_get(struct request *request, struct error *err)
 {
-    json_t *volume;
+    json_t *volume = NULL;
     int r = manager_volume_get(request->manager, request->parameters[0], &volume, err);
     return r < 0 ? r : request_answer(request, MHD_HTTP_OK, volume, err);
 }
 
-int volume_resize(struct request *request, struct error *err)
+int handle_volume_resize(struct request *request, struct error *err)
 {
     struct resize {
         uint64_t size;
@@ -135,7 +135,7 @@ int volume_resize(struct request *request, struct error *err)
         {"size", MEMBER_U64, offsetof(struct resize, size), true, NULL, 0},
         MEMBERS_END,
     };
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = body_read(request->body, members, &resize, err);
     if (r == 0)
         r = manager_volume_resize(request->manager, &request->caller, request->parameters[0], resize.size, &ticket,
@@ -143,9 +143,9 @@ int volume_resize(struct request *request, struct error *err)
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
 }
 
-int volume_delete(struct request *request, struct error *err)
+int handle_volume_delete(struct request *request, struct error *err)
 {
-    struct ticket ticket;
+    struct ticket ticket = {0};
     int r = manager_volume_delete(request->manager, &request->caller, request->parameters[0], &ticket, err);
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
 }

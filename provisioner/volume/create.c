@@ -50,8 +50,9 @@ static int check_spec(const struct volume_spec *s, struct error *err)
     if (strcmp(format, "raw") != 0)
         return error_set(err, EINVAL, "format must be qcow2 or raw");
     if (s->cluster_size || s->version || s->extended_l2 || s->compression || s->refcount_bits)
-        return error_set(err, EINVAL, "a raw volume has no cluster_size, version, extended_l2, compression or "
-                                      "refcount_bits");
+        return error_set(err, EINVAL,
+                         "a raw volume has no cluster_size, version, extended_l2, compression or "
+                         "refcount_bits");
     return 0;
 }
 
@@ -90,11 +91,11 @@ static int intent_fill(const struct volume_spec *s, const struct pool_record *po
         l->extended_l2 = s->extended_l2;
         (void)strcpy(l->compression, s->compression ? s->compression : "zlib");
     }
-    CLEANUP_JSON json_t *spec = json_pack(
-        "{s:s, s:s, s:I, s:s, s:i, s:i, s:b, s:s, s:i, s:b, s:s}", "kind", "create", "pool", pool->id, "size",
-        (json_int_t)size, "format", l->format, "cluster_size", (int)l->cluster_size, "version", (int)l->version,
-        "extended_l2", l->extended_l2, "compression", l->compression, "refcount_bits", (int)l->refcount_bits,
-        "preallocate", s->preallocate, "filesystem", v->filesystem);
+    CLEANUP_JSON json_t *spec =
+        json_pack("{s:s, s:s, s:I, s:s, s:i, s:i, s:b, s:s, s:i, s:b, s:s}", "kind", "create", "pool", pool->id, "size",
+                  (json_int_t)size, "format", l->format, "cluster_size", (int)l->cluster_size, "version",
+                  (int)l->version, "extended_l2", l->extended_l2, "compression", l->compression, "refcount_bits",
+                  (int)l->refcount_bits, "preallocate", s->preallocate, "filesystem", v->filesystem);
     CLEANUP_FREE char *text = json_text(spec);
     if (!text)
         return error_sys(err, ENOMEM, "new volume");
@@ -273,8 +274,8 @@ static int finish_delete(struct job *job, struct error *err)
     int r = job_volume(job, &volume, err);
     if (r < 0)
         return r;
-    CLEANUP_JSON json_t *result = json_pack("{s:s, s:s, s:s}", "id", volume.id, "name", volume.name, "state",
-                                            "deleted");
+    CLEANUP_JSON json_t *result =
+        json_pack("{s:s, s:s, s:s}", "id", volume.id, "name", volume.name, "state", "deleted");
     free(job->record.result);
     job->record.result = json_text(result);
     event_record(job->manager, "volume.deleted", volume.id, json_pack("{s:s}", "name", volume.name));

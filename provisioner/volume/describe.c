@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
-#include "provisioner/volume/job.h"
+#include "provisioner/volume/lifecycle.h"
 
 #define LIST_LIMIT 1000
 
@@ -13,8 +13,8 @@
 
 static json_t *describe_layer(struct pool *pool, const struct layer_record *layer, uint64_t *used)
 {
-    json_t *json = json_pack("{s:s, s:s, s:I}", "id", layer->id, "format", layer->format, "size",
-                             (json_int_t)layer->size);
+    json_t *json =
+        json_pack("{s:s, s:s, s:I}", "id", layer->id, "format", layer->format, "size", (json_int_t)layer->size);
     uint64_t bytes;
     if (pool && pool->ops->image_used(pool, layer->id, &bytes, NULL) == 0) {
         (void)json_object_set_new(json, "used", json_integer((json_int_t)bytes));
@@ -105,11 +105,11 @@ json_t *describe_attachment(struct manager *m, const struct attachment_record *r
 {
     struct volume_record volume = {0};
     (void)catalogue_volume_find(m->catalogue, record->volume_id, &volume, NULL);
-    json_t *json = json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:s, s:I, s:I, s:I, s:I}", "id", record->id, "volume",
-                             volume.name, "volume_id", record->volume_id, "kind", record->kind, "state", record->state,
-                             "read_only", record->read_only, "holder", record->holder, "uid", (json_int_t)record->uid,
-                             "gid", (json_int_t)record->gid, "pid", (json_int_t)record->pid, "created",
-                             (json_int_t)record->created);
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:s, s:I, s:I, s:I, s:I}", "id", record->id, "volume", volume.name,
+                  "volume_id", record->volume_id, "kind", record->kind, "state", record->state, "read_only",
+                  record->read_only, "holder", record->holder, "uid", (json_int_t)record->uid, "gid",
+                  (json_int_t)record->gid, "pid", (json_int_t)record->pid, "created", (json_int_t)record->created);
     if (record->target[0])
         (void)json_object_set_new(json, "target", json_string(record->target));
     bool vm = strcmp(record->kind, "vm") == 0;
@@ -123,12 +123,11 @@ json_t *describe_attachment(struct manager *m, const struct attachment_record *r
     return json;
 }
 
-/* A target as it is recorded: without doubled and trailing slashes. */
-static void target_normal(const char *target, char *normal, size_t size)
+void target_normal(const char *target, char *normal, size_t size)
 {
     size_t length = 0;
     for (const char *p = target; *p && length < size - 1; p++) {
-        if (*p != '/' || (p[1] != '/' && p[1] != 0) || (length == 0 && p[1] == 0))
+        if (*p != '/' || (p[1] != '/' && (p[1] != 0 || length == 0)))
             normal[length++] = *p;
     }
     normal[length] = 0;

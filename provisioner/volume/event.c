@@ -69,10 +69,10 @@ int manager_event_list(struct manager *m, uint64_t after, unsigned limit, json_t
     json_t *events = json_array();
     for (size_t i = 0; i < count; i++) {
         json_t *data = records[i].data ? json_loads(records[i].data, 0, NULL) : NULL;
-        (void)json_array_append_new(events, json_pack("{s:I, s:I, s:s, s:s, s:o}", "seq", (json_int_t)records[i].seq,
-                                                      "time", (json_int_t)records[i].time, "kind", records[i].kind,
-                                                      "object", records[i].object, "data",
-                                                      data ? data : json_object()));
+        (void)json_array_append_new(events,
+                                    json_pack("{s:I, s:I, s:s, s:s, s:o}", "seq", (json_int_t)records[i].seq, "time",
+                                              (json_int_t)records[i].time, "kind", records[i].kind, "object",
+                                              records[i].object, "data", data ? data : json_object()));
     }
     event_records_free(records, count);
     *ret_events = events;

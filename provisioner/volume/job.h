@@ -49,7 +49,7 @@ struct job {
     json_t *data;
     int cancel_fd; /* eventfd: readable once cancelled or interrupted */
     atomic_bool cancelled;
-    bool running;    /* guarded by jobs_lock, as is next */
+    bool running; /* guarded by jobs_lock, as is next */
     struct job *next;
     int64_t progress_written; /* ms: when progress was last recorded */
 };

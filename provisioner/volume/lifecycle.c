@@ -35,8 +35,7 @@ int volume_pool(struct manager *m, const char *name_or_id, struct pool_record *r
     return 0;
 }
 
-int volume_existing(struct manager *m, const char *name, const char *spec, struct ticket *ret_ticket,
-                    struct error *err)
+int volume_existing(struct manager *m, const char *name, const char *spec, struct ticket *ret_ticket, struct error *err)
 {
     struct volume_record volume;
     int r = catalogue_volume_find(m->catalogue, name, &volume, err);
@@ -119,8 +118,8 @@ int job_submit(struct job **job, int (*insert)(struct job *job, void *arg, struc
     if (r < 0)
         return r;
     struct ticket ticket = {0};
-    (void)strcpy(ticket.object, (*job)->record.attachment_id[0] ? (*job)->record.attachment_id
-                                                                 : (*job)->record.volume_id);
+    (void)strcpy(ticket.object,
+                 (*job)->record.attachment_id[0] ? (*job)->record.attachment_id : (*job)->record.volume_id);
     job_start(steal_ptr(job), &ticket);
     *ret_ticket = ticket;
     return 0;
@@ -160,11 +159,11 @@ int sidecar_write(struct manager *m, struct pool *pool, const char *volume_id, s
     json_t *array = json_array();
     for (size_t i = 0; i < count; i++)
         (void)json_array_append_new(array, sidecar_layer(&layers[i]));
-    CLEANUP_JSON json_t *json = json_pack(
-        "{s:i, s:{s:s, s:s, s:s, s:I, s:s, s:b, s:s, s:s, s:s, s:I}, s:o}", "version", 1, "volume", "id", v.id, "name",
-        v.name, "kind", v.kind, "size", (json_int_t)v.size, "filesystem", v.filesystem, "formatted", v.formatted,
-        "content", v.content, "top_layer", v.top_layer, "spec", v.spec, "created", (json_int_t)v.created, "layers",
-        array);
+    CLEANUP_JSON json_t *json =
+        json_pack("{s:i, s:{s:s, s:s, s:s, s:I, s:s, s:b, s:s, s:s, s:s, s:I}, s:o}", "version", 1, "volume", "id",
+                  v.id, "name", v.name, "kind", v.kind, "size", (json_int_t)v.size, "filesystem", v.filesystem,
+                  "formatted", v.formatted, "content", v.content, "top_layer", v.top_layer, "spec", v.spec, "created",
+                  (json_int_t)v.created, "layers", array);
     CLEANUP_FREE char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL;
     if (!text)
         return error_sys(err, ENOMEM, "sidecar of volume '%s'", v.name);

@@ -37,6 +37,8 @@ int job_submit(struct job **job, int (*insert)(struct job *job, void *arg, struc
 /* The record of the job's volume or attachment. */
 int job_volume(const struct job *job, struct volume_record *ret_record, struct error *err);
 int job_attachment(const struct job *job, struct attachment_record *ret_record, struct error *err);
+/* A target as it is recorded: without doubled and trailing slashes. */
+void target_normal(const char *target, char *normal, size_t size);
 int attachment_find(struct manager *manager, const char *id_or_target, struct attachment_record *ret_record,
                     struct error *err);
 

@@ -57,10 +57,10 @@ static json_t *describe_pool(struct manager *m, const struct pool_record *record
 {
     uint64_t promised = 0, volumes = 0;
     (void)catalogue_pool_promised(m->catalogue, record->id, &promised, &volumes, NULL);
-    json_t *json = json_pack("{s:s, s:s, s:s, s:s, s:f, s:I, s:I, s:I}", "id", record->id, "name", record->name, "kind",
-                             record->kind, "path", record->path, "overprovision", record->overprovision, "promised",
-                             (json_int_t)promised, "volumes", (json_int_t)volumes, "created",
-                             (json_int_t)record->created);
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:s, s:f, s:I, s:I, s:I}", "id", record->id, "name", record->name, "kind",
+                  record->kind, "path", record->path, "overprovision", record->overprovision, "promised",
+                  (json_int_t)promised, "volumes", (json_int_t)volumes, "created", (json_int_t)record->created);
     CLEANUP_POOL struct pool *pool = NULL;
     struct pool_usage usage;
     struct error err = ERROR_INIT;
@@ -93,8 +93,8 @@ static int pool_check_spec(const struct pool_spec *spec, const struct pool_ops *
     return 0;
 }
 
-int manager_pool_create(struct manager *m, const struct caller *caller, const struct pool_spec *spec,
-                        json_t **ret_pool, bool *ret_existed, struct error *err)
+int manager_pool_create(struct manager *m, const struct caller *caller, const struct pool_spec *spec, json_t **ret_pool,
+                        bool *ret_existed, struct error *err)
 {
     const struct pool_ops *ops;
     struct pool_record record;
@@ -110,9 +110,8 @@ int manager_pool_create(struct manager *m, const struct caller *caller, const st
         *ret_existed = true;
         return 0;
     }
-    record = (struct pool_record){.overprovision = spec->overprovision != 0 ? spec->overprovision
-                                                                             : OVERPROVISION_DEFAULT,
-                                  .created = time(NULL)};
+    record = (struct pool_record){
+        .overprovision = spec->overprovision != 0 ? spec->overprovision : OVERPROVISION_DEFAULT, .created = time(NULL)};
     (void)strcpy(record.name, spec->name);
     (void)strcpy(record.kind, ops->kind);
     (void)strcpy(record.path, spec->path);

@@ -204,9 +204,9 @@ static void attachment_fail(struct manager *m, const char *attachment_id)
     if (r == 0 && strcmp(record.state, "attached") == 0) {
         (void)strcpy(record.state, "failed");
         r = catalogue_attachment_update(m->catalogue, &record, &err);
-        event_record(m, "attachment.failed", attachment_id,
-                     json_pack("{s:s, s:s}", "volume_id", record.volume_id, "cause",
-                               "its block server ended unexpectedly"));
+        event_record(
+            m, "attachment.failed", attachment_id,
+            json_pack("{s:s, s:s}", "volume_id", record.volume_id, "cause", "its block server ended unexpectedly"));
     }
     attachment_record_done(&record);
     if (r < 0) {
