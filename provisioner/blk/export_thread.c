@@ -57,6 +57,12 @@ static int thread_open(struct export_thread *thread)
     return r;
 }
 
+static void wait_for(sem_t *semaphore)
+{
+    while (sem_wait(semaphore) < 0 && errno == EINTR)
+        ;
+}
+
 static void *thread_main(void *argument)
 {
     struct export_thread *thread = argument;
@@ -67,6 +73,7 @@ static void *thread_main(void *argument)
     if (r < 0)
         return NULL;
     (void)io_loop_run(thread->loop);
+    wait_for(&thread->release);
     thread->queue = image_queue_destroy(thread->queue);
     thread->loop = io_loop_destroy(thread->loop);
     return NULL;
@@ -92,17 +99,19 @@ int export_thread_start(struct export_thread *thread, struct image *image, enum 
 {
     *thread = (struct export_thread){.image = image, .engine = engine, .cpu = cpu};
     (void)sem_init(&thread->ready, 0, 0);
+    (void)sem_init(&thread->release, 0, 0);
     int r = create_quietly(thread);
     if (r < 0) {
         (void)sem_destroy(&thread->ready);
+        (void)sem_destroy(&thread->release);
         return error_sys(err, -r, "start the I/O thread '%s'", name);
     }
     (void)pthread_setname_np(thread->id, name);
-    while (sem_wait(&thread->ready) < 0 && errno == EINTR)
-        ;
+    wait_for(&thread->ready);
     (void)sem_destroy(&thread->ready);
     if (thread->result < 0) {
         (void)pthread_join(thread->id, NULL);
+        (void)sem_destroy(&thread->release);
         return error_copy(err, &thread->err);
     }
     return 0;
@@ -110,7 +119,9 @@ int export_thread_start(struct export_thread *thread, struct image *image, enum 
 
 void export_thread_join(struct export_thread *thread)
 {
+    (void)sem_post(&thread->release);
     (void)pthread_join(thread->id, NULL);
+    (void)sem_destroy(&thread->release);
 }
 
 /* ---- counters ---- */

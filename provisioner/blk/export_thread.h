@@ -30,6 +30,7 @@ struct export_thread {
     enum io_engine engine;
     int cpu;
     sem_t ready;
+    sem_t release; /* nobody posts to the loop any more: it may go */
     int result;
     struct error err;
 };
@@ -38,7 +39,8 @@ struct export_thread {
  * that cannot be had is no error). `name`: at most 15 bytes. May block. */
 int export_thread_start(struct export_thread *thread, struct image *image, enum io_engine engine, int cpu,
                         const char *name, struct error *err);
-/* Wait for its end, which the thread itself brings about: io_loop_stop on its own loop, with nothing in flight. */
+/* Wait for its end, which the thread itself brings about: io_loop_stop on its own loop, with nothing in flight. Its loop
+ * stays until this is called, so that a post which brought the end about may return first. */
 void export_thread_join(struct export_thread *thread);
 
 /* Number of CPUs that this process may use, and the index-th of them. */
