@@ -72,6 +72,12 @@ void fixture_stop(struct fixture *f)
     struct error err = ERROR_INIT;
     f->export->ops->stop(f->export);
     check(image_close(f->image, &err), &err);
+    if (!strcmp(f->format, "qcow2")) {
+        char command[128];
+        (void)snprintf(command, sizeof(command), "qemu-img check -q -f qcow2 %s", f->path);
+        int status = system(command); // NOLINT(cert-env33-c): a test's own path
+        assert_true(status == 0 || WEXITSTATUS(status) == 127);
+    }
     (void)unlink(f->path);
     (void)unlink(f->socket);
 }

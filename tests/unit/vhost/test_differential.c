@@ -219,13 +219,28 @@ static void threads_engine(void **state)
     (void)unsetenv("PLATTER_IO_ENGINE");
 }
 
+static void qcow2(void **state)
+{
+    (void)state;
+    differential("qcow2", &(struct vhost_client_options){.queues = 3, .depth = 16, .segments = 5});
+}
+
+static void qcow2_several_threads(void **state)
+{
+    (void)state;
+    assert_int_equal(setenv("PLATTER_VHOST_THREADS", "3", 1), 0);
+    differential("qcow2", &(struct vhost_client_options){.queues = 3, .depth = 16, .segments = 2, .direct = true});
+    (void)unsetenv("PLATTER_VHOST_THREADS");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(indirect_event_index), cmocka_unit_test(indirect_no_event_index),
-        cmocka_unit_test(direct_chains),        cmocka_unit_test(direct_no_event_index_no_inflight),
-        cmocka_unit_test(many_segments),        cmocka_unit_test(several_threads),
-        cmocka_unit_test(threads_engine),
+        cmocka_unit_test(indirect_event_index),  cmocka_unit_test(indirect_no_event_index),
+        cmocka_unit_test(direct_chains),         cmocka_unit_test(direct_no_event_index_no_inflight),
+        cmocka_unit_test(many_segments),         cmocka_unit_test(several_threads),
+        cmocka_unit_test(threads_engine),        cmocka_unit_test(qcow2),
+        cmocka_unit_test(qcow2_several_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
