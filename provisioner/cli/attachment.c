@@ -44,7 +44,7 @@ static int attachment_list(struct cli *cli, struct error *err)
 {
     const char *volume = cli_option(cli, "volume");
     CLEANUP_FREE char *path = volume ? request_path("/v1/attachments?volume=", volume, "") : strdup("/v1/attachments");
-    json_t *attachments;
+    json_t *attachments = NULL;
     int r = path ? request_list(cli, path, "attachments", &attachments, err) : error_set(err, ENOMEM, "out of memory");
     if (r < 0)
         return r;
@@ -56,7 +56,7 @@ static int attachment_list(struct cli *cli, struct error *err)
 static int attachment_show(struct cli *cli, struct error *err)
 {
     CLEANUP_FREE char *path = request_path("/v1/attachments/", cli->arguments[0], "");
-    json_t *attachment;
+    json_t *attachment = NULL;
     int r = path ? request_get(cli, path, &attachment, err) : error_set(err, ENOMEM, "out of memory");
     if (r < 0)
         return r;

@@ -13,7 +13,7 @@
 
 static int make_attachment(struct cli *cli, json_t **ret_attachment, struct error *err)
 {
-    bool job_printed;
+    bool job_printed = false;
     return request_change(cli, "POST", "/v1/attachments", cli->body, ret_attachment, &job_printed, err);
 }
 
@@ -39,7 +39,7 @@ static int mount_run(struct cli *cli, struct error *err)
     int r = set_text(cli->body, "target", target, err);
     if (r == 0)
         r = set_text(cli->body, "kind", "mount", err);
-    json_t *attachment;
+    json_t *attachment = NULL;
     if (r == 0)
         r = make_attachment(cli, &attachment, err);
     if (r < 0)
@@ -55,8 +55,8 @@ static int mount_run(struct cli *cli, struct error *err)
 static int delete_attachment(struct cli *cli, const char *id, struct error *err)
 {
     CLEANUP_FREE char *path = request_path("/v1/attachments/", id, "");
-    json_t *object;
-    bool job_printed;
+    json_t *object = NULL;
+    bool job_printed = false;
     int r = path ? request_change(cli, "DELETE", path, NULL, &object, &job_printed, err)
                  : error_set(err, ENOMEM, "out of memory");
     if (r == 0)
@@ -129,7 +129,7 @@ static void print_vm(const json_t *qemu)
 
 static int attach_run(struct cli *cli, struct error *err)
 {
-    json_t *attachment;
+    json_t *attachment = NULL;
     int r = make_attachment(cli, &attachment, err);
     if (r < 0)
         return r;
