@@ -39,7 +39,7 @@ exits 4 platter volume export a /dev/null --format raw
 exits 2 platter volume list --timeout never
 exits 0 platter volume delete a
 exits 3 platter volume delete a
-exits 1 sh -c 'platter volume list >/dev/full'
+exits 6 sh -c 'platter volume list >/dev/full'
 
 # A second platterd on the same state or socket is refused and takes nothing away.
 refuses 'already|another|running|lock' platterd --config "$TMP/platterd/etc/platterd.conf" \
