@@ -10,7 +10,7 @@
 #include "provisioner/blk/members.h"
 
 static const struct {
-    const char *kind = NULL;
+    const char *kind;
     const struct export_ops *ops;
 } kinds[] = {
     {"vhost-user-blk", &vhost_user_export_ops},

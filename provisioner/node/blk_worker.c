@@ -29,7 +29,7 @@ struct run {
     const struct blk_worker *worker;
     struct message_socket *socket;
     int pidfd;
-    json_t *answer = NULL;
+    json_t *answer;
 };
 
 static void run_finish(struct run *run)
