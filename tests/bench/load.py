@@ -36,17 +36,19 @@ def cpu_seconds(pid):
 
 def fio(target, pattern, depth, flush, seconds):
     command = ["fio", "--name=x", "--output-format=json", f"--rw={pattern}", "--bs=4k", f"--iodepth={depth}",
-               f"--runtime={seconds}", "--time_based", "--norandommap", "--randrepeat=0",
+               f"--runtime={int(seconds * 1000)}ms", "--time_based", "--norandommap", "--randrepeat=0",
                f"--size={target.size}"]
     if flush:
-        command.append("--fdatasync=1")
+        command.append("--fsync=1" if target.kind == "nbd" else "--fdatasync=1")  # its NBD engine knows only fsync
     if target.kind == "nbd":
         command += ["--ioengine=nbd", f"--uri={target.address}"]
     else:
         command += ["--ioengine=io_uring", "--direct=1", f"--filename={target.address}", "--allow_file_create=0"]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    job = json.loads(out[out.index("{"):])["jobs"][0]
-    return job["read" if pattern == "randread" else "write"]["iops"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {run.stdout}{run.stderr}")
+    side = json.loads(run.stdout[run.stdout.index("{"):])["jobs"][0]["read" if pattern == "randread" else "write"]
+    return side["iops"], side["total_ios"]
 
 
 def vhost(target, pattern, depth, flush, seconds):
@@ -55,17 +57,16 @@ def vhost(target, pattern, depth, flush, seconds):
     if flush:
         command.append("--flush")
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(re.search(r"([0-9.]+) IOPS", out).group(1))
+    return float(re.search(r"([0-9.]+) IOPS", out).group(1)), int(re.search(r"([0-9]+) requests", out).group(1))
 
 
 def run(target, workload, seconds):
     pattern, depth, flush = SHAPES[workload]
     before = sum(cpu_seconds(pid) for pid in target.pids)
     engine = vhost if target.kind == "vhost" else fio
-    iops = engine(target, pattern, depth, flush, seconds)
+    iops, done = engine(target, pattern, depth, flush, seconds)
     spent = sum(cpu_seconds(pid) for pid in target.pids) - before
-    done = max(iops * seconds, 1)
-    return Sample(iops, spent * 1e6 / done)
+    return Sample(iops, spent * 1e6 / max(done, 1))
 
 
 def resident_kib(pid):
