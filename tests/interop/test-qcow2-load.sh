@@ -34,4 +34,4 @@ all() {
     variant falloc 16M preallocation=falloc "-t 2 -n 300"
 }
 
-each_engine all
+all
