@@ -288,6 +288,73 @@ static void test_overlap_guard(void **state)
     assert_int_equal(finish(f), 0);
 }
 
+/* ---- several threads ----------------------------------------------------------------------------------------- */
+
+#define THREADS 4u
+
+struct crowd {
+    struct fixture *f;
+    pthread_t thread;
+    unsigned seed;
+    _Atomic unsigned *users; /* of each cluster */
+    pthread_mutex_t *commit; /* one at a time, as the data path has it */
+};
+
+/* Take, use, give back: no cluster may have two users at a time. */
+static void *crowd_main(void *arg)
+{
+    struct crowd *c = arg;
+    struct qcow2 *q = c->f->q;
+    struct io_loop *loop = NULL;
+    assert_int_equal(io_loop_create(&(struct io_loop_options){0}, &loop, NULL), 0);
+    for (unsigned round = 0; round < 400; round++) {
+        uint64_t offset = 0;
+        uint64_t count = 0;
+        assert_int_equal(take_wait(q, loop, 1 + (unsigned)rand_r(&c->seed) % 40, &offset, &count), 0);
+        uint64_t first = offset / q->cluster_size;
+        assert_true(first + count <= CLUSTERS_MAX);
+        for (uint64_t i = first; i < first + count; i++)
+            assert_int_equal(atomic_fetch_add(&c->users[i], 1), 0);
+        uint64_t kept = round % 8 ? 0 : MIN(count, 2);
+        for (uint64_t i = first + kept; i < first + count; i++)
+            atomic_fetch_sub(&c->users[i], 1);
+        allocator_free(q->allocator, (first + kept) * q->cluster_size, count - kept);
+        if (allocator_pressure(q->allocator) || round % 16 == 0) {
+            LOCK_SCOPE(c->commit);
+            allocator_commit_begin(q->allocator);
+            allocator_commit_end(q->allocator, round % 5 ? 0 : -EIO);
+        }
+    }
+    (void)io_loop_destroy(loop);
+    return NULL;
+}
+
+static void test_several_threads(void **state)
+{
+    struct fixture *f = *state;
+    static _Atomic unsigned users[CLUSTERS_MAX];
+    struct crowd crowd[THREADS];
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    memset((void *)users, 0, sizeof(users));
+    start(f, &(struct image_create_options){.size = 64 * MIB, .cluster_size = 4096});
+    for (unsigned i = 0; i < THREADS; i++) {
+        crowd[i] = (struct crowd){.f = f, .seed = i, .users = users, .commit = &lock};
+        assert_int_equal(pthread_create(&crowd[i].thread, NULL, crowd_main, &crowd[i]), 0);
+    }
+    for (unsigned i = 0; i < THREADS; i++)
+        (void)pthread_join(crowd[i].thread, NULL);
+    commit(f, 0);
+    assert_int_equal(f->q->allocator->underflows, 0);
+    assert_int_equal(f->q->allocator->refused, 0);
+    assert_int_equal(f->q->allocator->leaked, 0);
+    for (uint64_t i = 0; i < CLUSTERS_MAX; i++)
+        if (users[i])
+            allocator_free(f->q->allocator, i * 4096, 1);
+    commit(f, 0);
+    assert_int_equal(finish(f), 0);
+    assert_int_equal(qemu_check(f->path), 0);
+}
+
 /* ---- failures ------------------------------------------------------------------------------------------------ */
 
 struct failing {
@@ -400,6 +467,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_many_frees, setup_in_memory, teardown),
         cmocka_unit_test_setup_teardown(test_blocking, setup, teardown),
         cmocka_unit_test_setup_teardown(test_overlap_guard, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_several_threads, setup_in_memory, teardown),
         cmocka_unit_test_setup_teardown(test_no_space, setup, teardown),
         cmocka_unit_test_setup_teardown(test_every_failure, setup_in_memory, teardown),
     };

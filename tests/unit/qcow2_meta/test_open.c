@@ -90,6 +90,11 @@ static void test_hostile_refcount_table(void **state)
         poke_be64(path, 0x10000 + 8, bad[i]);
         expect_refused(false, EUCLEAN, "corrupt-image");
         expect_opens(true);
+        struct image *image = NULL;
+        struct image_layer layer = {.format = "qcow2", .file = file_open(path)};
+        struct image_options verify = {.verify_only = true};
+        assert_int_equal(image_open(&layer, 1, &verify, &image, NULL), -EUCLEAN);
+        (void)io_file_close(layer.file);
     }
 }
 
