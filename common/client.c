@@ -144,27 +144,37 @@ static size_t on_data(char *data, size_t size, size_t count, void *user)
 
 /* ---- what went wrong ---- */
 
+/* curl names a host and a port that mean nothing here; the system's reason is what helps. */
+static const char *connect_reason(const struct client *client, long *ret_errno)
+{
+    (void)curl_easy_getinfo(client->curl, CURLINFO_OS_ERRNO, ret_errno);
+    if (!*ret_errno && access(client->socket_path, W_OK) < 0)
+        *ret_errno = errno;
+    if (!*ret_errno)
+        *ret_errno = ECONNREFUSED;
+    return strerrordesc_np((int)*ret_errno);
+}
+
 static int transport_error(const struct client *client, CURLcode code, const char *detail, struct error *err)
 {
+    long os_errno = 0;
     switch (code) {
     case CURLE_OPERATION_TIMEDOUT:
         return error_set(err, ETIMEDOUT, "platterd did not answer in time");
     case CURLE_OUT_OF_MEMORY:
         return error_set(err, ENOMEM, "out of memory");
-    case CURLE_COULDNT_CONNECT: {
-        long os_errno = 0;
-        (void)curl_easy_getinfo(client->curl, CURLINFO_OS_ERRNO, &os_errno);
+    case CURLE_COULDNT_CONNECT:
+        detail = connect_reason(client, &os_errno);
         if (os_errno == EACCES || os_errno == EPERM) {
             (void)error_set(err, EACCES, "no permission to use '%s'", client->socket_path);
             return error_hint(err, "become root or a member of the group that owns the socket");
         }
         break;
-    }
     default:
         break;
     }
     (void)error_set(err, ECONNREFUSED, "cannot reach platterd at '%s': %s", client->socket_path,
-                    detail[0] ? detail : curl_easy_strerror(code));
+                    detail && detail[0] ? detail : curl_easy_strerror(code));
     (void)error_code(err, CLIENT_UNREACHABLE);
     return error_hint(err, "systemctl status platterd");
 }

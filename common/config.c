@@ -177,7 +177,7 @@ int config_init(struct config *config)
         .group_id = (gid_t)-1,
         .socket_mode = 0660,
         .log_level = LOG_LEVEL_INFO,
-        .workers = 4,
+        .workers = 16,
     };
     int r = set_string(&config->state_dir, "/var/lib/platter");
     if (r == 0)

@@ -9,7 +9,7 @@
  *   socket = /run/platter/platter.sock
  *   blk = /usr/libexec/platter/platter-blk
  *   log_level = info                 error, warning, info, debug
- *   workers = 4                      steps that block run on this many threads, 1..64
+ *   workers = 16                     steps that block run on this many threads, 1..64
  *   [access]
  *   group = platter                  owns the socket; its members are operators
  *   socket_mode = 0660               wider only if the lists below name people outside the group

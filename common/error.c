@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#define ERROR_IMPLEMENTATION
 #include "common/error.h"
 
 #include <errno.h>

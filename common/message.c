@@ -4,8 +4,8 @@
  *
  * Whose descriptors are they? A sender puts them on the first byte of a line. The kernel may hand over the end of one
  * line and the start of the next in one recvmsg, but never reads on behind bytes that carried descriptors: so
- * what a recvmsg brings belongs to the last line that it began. Each received descriptor is kept with that line's number
- * until the line is complete and taken.
+ * what a recvmsg brings belongs to the last line that it began. Each received descriptor is kept with that line's
+ * number until the line is complete and taken.
  *
  * A receive that times out keeps what it has read and goes on with it at the next call; so an event loop may call
  * with a time-out of 0 until -ETIMEDOUT. A send that times out in the midst of a line has spoilt the stream: the

@@ -20,7 +20,7 @@ bool layer_status_add(struct image_status *status, uint64_t length, uint32_t sta
         last->length += length;
         return true;
     }
-    if (status->count == status->max)
+    if (status->count >= status->max || !status->extents)
         return false;
     status->extents[status->count++] = (struct image_extent){length, state};
     return true;

@@ -39,6 +39,12 @@ struct image {
     struct image_request drain;         /* stands for the control thread among the owners */
     bool drain_granted;
 
+    /* Flushes (flush.c), under lock. */
+    bool flushing;
+    struct image_request *flush_group;   /* end with the one that runs */
+    struct image_request *flush_waiting; /* came while it ran */
+    struct image_request **flush_waiting_tail;
+
     pthread_mutex_t grace_lock; /* one grace period at a time */
     unsigned grace_waiting;     /* lock: queues that have not passed it */
 };
@@ -65,18 +71,22 @@ struct image_queue {
     bool grace_pending; /* not yet reported for this grace period */
     bool gate_posted;
     bool grace_posted;
+    bool flush_posted;
+    struct image_request *flush_ready; /* for flush_task: to be issued, or to be ended */
 
     bool dead; /* loop's thread: destroyed, the last posted task frees it */
 
     struct io_task gate_task;
     struct io_task grace_task;
     struct io_task exclusive_task;
+    struct io_task flush_task;
 };
 
 /* What is known of a request between submit and done, in image_request.stage. */
 enum {
     STAGE_EXCLUSIVE = 1 << 0, /* owns the gate */
     STAGE_FLUSHING = 1 << 1,  /* FUA: the write is done, its flush under way; the true op is kept above */
+    STAGE_LEADING = 1 << 2,   /* flush.c: its flush is to be issued */
     STAGE_OP_SHIFT = 8,
 };
 
@@ -86,6 +96,17 @@ enum {
 void queue_start(struct image_queue *queue, struct image_request *request);
 /* Hand to the top layer and count. */
 void queue_issue(struct image_queue *queue, struct image_request *request);
+/* The end of a counted request, flushes and all done. */
+void queue_finish(struct image_request *request, int result);
+
+/* ---- flush.c: loop's thread ---- */
+
+void flush_init(struct image *image);
+void flush_queue_init(struct image_queue *queue);
+/* Flush for `request` (counted as in flight, op IMAGE_FLUSH), now or together with others. */
+void flush_submit(struct image_request *request);
+/* The flush that was issued for `request` has ended: queue_finish for it and all that waited with it. */
+void flush_done(struct image_request *request, int result);
 
 /* ---- gate.c ---- */
 

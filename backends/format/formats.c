@@ -5,8 +5,6 @@
 #include "backends/format/core.h"
 #include "common/checked.h"
 
-extern const struct layer_ops qcow2_layer_ops __attribute__((weak));
-
 static const struct layer_ops *const formats[] = {
     &raw_layer_ops,
     &qcow2_layer_ops,
@@ -15,7 +13,7 @@ static const struct layer_ops *const formats[] = {
 const struct layer_ops *format_find(const char *name)
 {
     for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
-        if (formats[i] && strcmp(formats[i]->name, name) == 0)
+        if (strcmp(formats[i]->name, name) == 0)
             return formats[i];
     }
     return NULL;

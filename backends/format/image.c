@@ -44,14 +44,18 @@ static int open_layer(struct image *image, const struct image_layer *spec, size_
     };
     if (!ops) {
         (void)error_set(err, EINVAL, "unknown image format '%s'", spec->format);
-        return error_code(err, "unknown-format");
+        (void)error_code(err, "unknown-format");
+        return -EINVAL;
     }
     if (!layer_options.read_only && !spec->file->writable)
         return error_set(err, EROFS, "the top layer's file is not open for writing");
     struct layer *layer;
     int r = ops->open(image, spec->file, &layer_options, &layer, err);
-    if (r < 0)
-        return image->count > 1 ? error_prefix(err, "layer %zu (%s)", index, spec->format) : r;
+    if (r < 0) {
+        if (image->count > 1)
+            (void)error_prefix(err, "layer %zu (%s)", index, spec->format);
+        return r;
+    }
     layer->ops = ops;
     layer->image = image;
     layer->file = spec->file;
@@ -93,6 +97,7 @@ static struct image *image_alloc(size_t count)
     (void)pthread_mutex_init(&image->grace_lock, NULL);
     (void)pthread_cond_init(&image->changed, NULL);
     gate_init(image);
+    flush_init(image);
     image->layers = calloc(count, sizeof(struct layer *));
     image->files = calloc(count, sizeof(struct io_file *));
     if (image->layers && image->files)
@@ -168,7 +173,8 @@ static int check_resize(const struct image *image, uint64_t size, struct error *
     if (size < image->size) {
         (void)error_set(err, EINVAL, "an image of %llu bytes cannot shrink to %llu", (unsigned long long)image->size,
                         (unsigned long long)size);
-        return error_code(err, "shrink-refused");
+        (void)error_code(err, "shrink-refused");
+        return -EINVAL;
     }
     if (size > INT64_MAX)
         return error_set(err, EFBIG, "an image cannot have %llu bytes", (unsigned long long)size);
@@ -176,7 +182,8 @@ static int check_resize(const struct image *image, uint64_t size, struct error *
     if (size > image->size && below && below->size > image->size) {
         /* New space would show what the layer below holds there. */
         (void)error_set(err, EOPNOTSUPP, "the layer below is larger than the image");
-        return error_code(err, "backing-larger");
+        (void)error_code(err, "backing-larger");
+        return -EOPNOTSUPP;
     }
     return 0;
 }

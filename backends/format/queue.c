@@ -60,7 +60,10 @@ void queue_issue(struct image_queue *queue, struct image_request *request)
 {
     request->epoch = queue->parity;
     queue->in_flight[queue->parity]++;
-    queue->top->layer->ops->submit(queue->top, request);
+    if (unlikely(request->op == IMAGE_FLUSH))
+        flush_submit(request);
+    else
+        queue->top->layer->ops->submit(queue->top, request);
 }
 
 void queue_start(struct image_queue *queue, struct image_request *request)
@@ -94,46 +97,31 @@ void image_submit(struct image_queue *queue, struct image_request *request)
 
 /* ---- completing ---- */
 
-/* FUA: the write is done, now what makes it durable. */
-static void flush_after(struct image_request *request)
+void queue_finish(struct image_request *request, int result)
 {
     struct image_queue *queue = request->queue;
-    request->stage |= STAGE_FLUSHING | (uint32_t)request->op << STAGE_OP_SHIFT;
-    request->op = IMAGE_FLUSH;
-    queue->top->layer->ops->submit(queue->top, request);
-}
-
-/* The end of what is not plain: true when the request goes on. */
-static bool complete_special(struct image_request *request, int *result)
-{
-    struct image *image = request->queue->image;
-    if (request->op == IMAGE_FLUSH) {
-        if (*result < 0)
-            image_fail(image, *result);
-        else
-            *result = image_failed(image);
-    }
-    if (request->stage & STAGE_FLUSHING) {
+    if (request->stage & STAGE_FLUSHING)
         request->op = (enum image_op)(request->stage >> STAGE_OP_SHIFT);
-    } else if (*result == 0 && (request->flags & IMAGE_FUA) && modifies(request)) {
-        flush_after(request);
-        return true;
-    }
-    if (request->stage & STAGE_EXCLUSIVE)
-        gate_leave(image);
-    return false;
-}
-
-static void queue_done(struct image_request *request, int result)
-{
-    struct image_queue *queue = request->queue;
-    bool plain = !(request->stage | (request->flags & IMAGE_FUA)) && request->op != IMAGE_FLUSH;
-    if (unlikely(!plain) && complete_special(request, &result))
-        return;
+    if (unlikely(request->stage & STAGE_EXCLUSIVE))
+        gate_leave(queue->image);
     /* The count first: done() may be the one that destroys the queue. */
     if (--queue->in_flight[request->epoch] == 0 && unlikely(queue->waited))
         gate_idle(queue);
     request->done(request, result);
+}
+
+/* A layer has ended the request, or its flush. */
+static void queue_done(struct image_request *request, int result)
+{
+    if (unlikely(request->op == IMAGE_FLUSH)) {
+        flush_done(request, result);
+    } else if (unlikely(request->flags & IMAGE_FUA) && result == 0 && modifies(request)) {
+        request->stage |= STAGE_FLUSHING | (uint32_t)request->op << STAGE_OP_SHIFT;
+        request->op = IMAGE_FLUSH;
+        flush_submit(request);
+    } else {
+        queue_finish(request, result);
+    }
 }
 
 /* ---- life ---- */
@@ -185,6 +173,7 @@ int image_queue_create(struct image *image, struct io_loop *loop, struct image_q
     }
     queue->image = image;
     queue->loop = loop;
+    flush_queue_init(queue);
     int r = create_layer_queues(queue, err);
     if (r == 0) {
         r = gate_add_queue(queue);

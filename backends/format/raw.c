@@ -45,7 +45,8 @@ static int raw_open(struct image *image, struct io_file *file, const struct laye
         return error_sys(err, r, "measure a raw image");
     if (options->below) {
         (void)error_set(err, EINVAL, "a raw image cannot stand over another layer");
-        return error_code(err, "backing-not-possible");
+        (void)error_code(err, "backing-not-possible");
+        return -EINVAL;
     }
     r = options->read_only ? 0 : keep_length(file, length, err);
     if (r < 0)
@@ -177,7 +178,8 @@ static int raw_resize(struct layer *layer, uint64_t size, struct error *err)
 {
     if (layer->file->block_device) {
         (void)error_set(err, EOPNOTSUPP, "a block device has the size that it has");
-        return error_code(err, "resize-not-possible");
+        (void)error_code(err, "resize-not-possible");
+        return -EOPNOTSUPP;
     }
     int r = keep_length(layer->file, size, err);
     if (r < 0)

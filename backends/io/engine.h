@@ -83,6 +83,7 @@ struct io_loop {
     unsigned watches_size;
 
     _Atomic(struct io_task *) posted; /* any thread: newest first */
+    _Atomic unsigned posters;         /* any thread: those inside io_loop_post or io_loop_stop */
     _Atomic bool stop;                /* any thread */
 };
 

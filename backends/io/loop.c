@@ -8,6 +8,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -27,21 +28,41 @@ static void wake(struct io_loop *loop)
     (void)n; /* it fails only when the counter is about to overflow, and then the loop is awake */
 }
 
+/* The task may be run, and the loop destroyed by what it did, while its poster is still about to wake the loop: destroy
+ * waits for those who stand between these two. */
+static void post_begin(struct io_loop *loop)
+{
+    (void)atomic_fetch_add_explicit(&loop->posters, 1, memory_order_relaxed);
+}
+
+static void post_end(struct io_loop *loop)
+{
+    (void)atomic_fetch_sub_explicit(&loop->posters, 1, memory_order_release);
+}
+
 void io_loop_post(struct io_loop *loop, struct io_task *task)
 {
+    bool own = pthread_equal(loop->owner, pthread_self());
+    if (!own)
+        post_begin(loop);
     struct io_task *head = atomic_load_explicit(&loop->posted, memory_order_relaxed);
     do {
         task->next = head;
     } while (
         !atomic_compare_exchange_weak_explicit(&loop->posted, &head, task, memory_order_release, memory_order_relaxed));
-    if (!head && !pthread_equal(loop->owner, pthread_self()))
+    if (own)
+        return;
+    if (!head)
         wake(loop);
+    post_end(loop);
 }
 
 void io_loop_stop(struct io_loop *loop)
 {
+    post_begin(loop);
     atomic_store_explicit(&loop->stop, true, memory_order_release);
     wake(loop);
+    post_end(loop);
 }
 
 static bool run_tasks(struct io_loop *loop)
@@ -238,6 +259,8 @@ struct io_loop *io_loop_destroy(struct io_loop *loop)
         return NULL;
     while (run_tasks(loop))
         ;
+    while (atomic_load_explicit(&loop->posters, memory_order_acquire))
+        (void)sched_yield();
     if (loop->engine)
         loop->engine->destroy(loop);
     watch_destroy(loop);

@@ -76,6 +76,8 @@ struct volume_record {
     uint64_t size;             /* bytes */
     char filesystem[WORD_MAX]; /* "ext4", "xfs", "none"; "" = unknown (imported): found by looking when first mounted */
     bool formatted;            /* true: never format, ever again */
+    char content[WORD_MAX];    /* what may be inside: "blank" (never handed out for writing), "begun" (our mkfs began,
+                                  nobody else wrote), "any" */
     char top_layer[ID_MAX];    /* the layer that takes writes; "" only while it is being made */
     char spec[1024];           /* canonical JSON of what was asked for, to recognise a repeated request */
     int64_t created;
@@ -181,6 +183,8 @@ int catalogue_job_find(struct catalogue *catalogue, const char *id, struct job_r
 /* Newest first. state NULL = all, "active" = not ended (oldest first then). */
 int catalogue_job_list(struct catalogue *catalogue, const char *state, unsigned limit, struct job_record **ret_records,
                        size_t *ret_count, struct error *err);
+/* The newest job on this volume or attachment that has not ended; -ENOENT. */
+int catalogue_job_active(struct catalogue *catalogue, const char *object_id, char ret_id[ID_MAX], struct error *err);
 /* Forget ended jobs beyond the newest `keep`. */
 int catalogue_job_trim(struct catalogue *catalogue, unsigned keep, struct error *err);
 

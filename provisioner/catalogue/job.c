@@ -106,6 +106,20 @@ int catalogue_job_list(struct catalogue *c, const char *state, unsigned limit, s
                           "ni", state, (int64_t)limit);
 }
 
+static int job_id_fill(sqlite3_stmt *row, void *record)
+{
+    column_text(row, 0, record, ID_MAX);
+    return 0;
+}
+
+int catalogue_job_active(struct catalogue *c, const char *object_id, char ret_id[ID_MAX], struct error *err)
+{
+    return statement_row(c, job_id_fill, ret_id, "active job of", object_id, err,
+                         "SELECT id FROM jobs WHERE ended = 0 AND (volume_id = ?1 OR attachment_id = ?1)"
+                         " ORDER BY number DESC LIMIT 1",
+                         "t", object_id);
+}
+
 int catalogue_job_trim(struct catalogue *c, unsigned keep, struct error *err)
 {
     int n = statement_run(c, err, "DELETE FROM jobs WHERE ended <> 0 AND number <= (SELECT max(number) FROM jobs) - ?",

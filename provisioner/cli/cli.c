@@ -126,6 +126,8 @@ static int run(struct cli *cli, int argc, char **argv)
         if (!err.errnum)
             (void)error_sys(&err, r, "failed");
         (void)fflush(stdout);
+        if (cli_exit_code(&err) == EXIT_CODE_USAGE)
+            return usage(cli, &err);
         report(&err);
         return cli_exit_code(&err);
     }

@@ -33,7 +33,7 @@ static void offer_from_api(const char *socket, const char *path, const char *lis
                            const char *prefix)
 {
     struct client *client = NULL;
-    struct client_reply reply;
+    struct client_reply reply = {0};
     if (client_create(socket, &client, NULL) < 0)
         return;
     if (client_request(client, "GET", path, NULL, ASK_TIMEOUT_MS, &reply, NULL) == 0) {

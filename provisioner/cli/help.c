@@ -133,7 +133,7 @@ static int version_run(struct cli *cli, struct error *err)
 {
     static const struct column columns[] = {
         {"platter", "platter"}, {"platterd", "platterd"}, {"API level", "api_level"}, {NULL}};
-    json_t *server;
+    json_t *server = NULL;
     int r = request_get(cli, "/v1", &server, err);
     if (r < 0) {
         if (cli->output == OUTPUT_TABLE)

@@ -37,7 +37,7 @@ static int job_list(struct cli *cli, struct error *err)
 {
     const char *state = cli_option(cli, "state");
     CLEANUP_FREE char *path = state ? request_path("/v1/jobs?state=", state, "") : strdup("/v1/jobs");
-    json_t *jobs;
+    json_t *jobs = NULL;
     int r = path ? request_list(cli, path, "jobs", &jobs, err) : error_set(err, ENOMEM, "out of memory");
     if (r < 0)
         return r;
@@ -49,7 +49,7 @@ static int job_list(struct cli *cli, struct error *err)
 static int job_show(struct cli *cli, struct error *err)
 {
     CLEANUP_FREE char *path = request_path("/v1/jobs/", cli->arguments[0], "");
-    json_t *job;
+    json_t *job = NULL;
     int r = path ? request_get(cli, path, &job, err) : error_set(err, ENOMEM, "out of memory");
     if (r < 0)
         return r;
@@ -60,7 +60,7 @@ static int job_show(struct cli *cli, struct error *err)
 
 static int job_wait(struct cli *cli, struct error *err)
 {
-    json_t *job;
+    json_t *job = NULL;
     int r = request_wait_job(cli, cli->arguments[0], &job, err);
     if (r < 0)
         return r;
@@ -72,7 +72,7 @@ static int job_wait(struct cli *cli, struct error *err)
 static int job_cancel(struct cli *cli, struct error *err)
 {
     CLEANUP_FREE char *path = request_path("/v1/jobs/", cli->arguments[0], "/cancel");
-    struct client_reply reply;
+    struct client_reply reply = {0};
     int r = path ? request_client(cli, err) : error_set(err, ENOMEM, "out of memory");
     if (r == 0)
         r = client_request(cli->client, "POST", path, NULL, -1, &reply, err);

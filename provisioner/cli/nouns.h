@@ -3,7 +3,7 @@
 #ifndef PLATTER_CLI_NOUNS_H
 #define PLATTER_CLI_NOUNS_H
 
-#include "provisioner/cli/output.h"
+#include "provisioner/cli/command.h"
 
 extern const struct command pool_commands[];
 extern const struct command volume_commands[];
@@ -13,6 +13,7 @@ extern const struct command job_commands[];
 extern const struct command event_commands[];
 extern const struct command self_commands[]; /* version, completion, help, exit-codes */
 
-extern const struct column attachment_details[];
+/* An attachment, and on a table's side what a VM needs to use it. */
+void attachment_print(const struct cli *cli, const json_t *attachment);
 
 #endif

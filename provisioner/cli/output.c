@@ -148,14 +148,15 @@ static void print_name(const json_t *object, const char *name_member)
 void output_list(const struct cli *cli, const json_t *array, const struct column *columns, const char *name_member)
 {
     size_t index;
-    json_t *object;
+    json_t *object = NULL;
     switch (cli->output) {
     case OUTPUT_JSON:
         print_json(array);
         break;
     case OUTPUT_NAME:
-        json_array_foreach (array, index, object)
+        json_array_foreach (array, index, object) {
             print_name(object, name_member);
+        }
         break;
     case OUTPUT_TABLE:
         print_table(array, columns);

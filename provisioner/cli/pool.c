@@ -40,8 +40,8 @@ static const struct column pool_details[] = {
 
 static int pool_create(struct cli *cli, struct error *err)
 {
-    json_t *pool;
-    bool job_printed;
+    json_t *pool = NULL;
+    bool job_printed = false;
     if (json_object_set_new(cli->body, "kind", json_string("dir")) < 0)
         return error_set(err, ENOMEM, "out of memory");
     int r = request_change(cli, "POST", "/v1/pools", cli->body, &pool, &job_printed, err);
@@ -54,7 +54,7 @@ static int pool_create(struct cli *cli, struct error *err)
 
 static int pool_list(struct cli *cli, struct error *err)
 {
-    json_t *pools;
+    json_t *pools = NULL;
     int r = request_list(cli, "/v1/pools", "pools", &pools, err);
     if (r < 0)
         return r;
@@ -65,7 +65,7 @@ static int pool_list(struct cli *cli, struct error *err)
 
 static int pool_show(struct cli *cli, struct error *err)
 {
-    json_t *pool;
+    json_t *pool = NULL;
     CLEANUP_FREE char *path = request_path("/v1/pools/", cli->arguments[0], "");
     int r = path ? request_get(cli, path, &pool, err) : error_set(err, ENOMEM, "out of memory");
     if (r < 0)
@@ -82,8 +82,8 @@ static int pool_delete(struct cli *cli, struct error *err)
     int r = confirm(cli, what, cli->arguments[0], err);
     if (r < 0)
         return r;
-    json_t *object;
-    bool job_printed;
+    json_t *object = NULL;
+    bool job_printed = false;
     CLEANUP_FREE char *path = request_path("/v1/pools/", cli->arguments[0], "");
     r = path ? request_change(cli, "DELETE", path, NULL, &object, &job_printed, err)
              : error_set(err, ENOMEM, "out of memory");

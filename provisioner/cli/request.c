@@ -27,7 +27,7 @@ int request_client(struct cli *cli, struct error *err)
 
 int request_get(struct cli *cli, const char *path, json_t **ret_body, struct error *err)
 {
-    struct client_reply reply;
+    struct client_reply reply = {0};
     int r = request_client(cli, err);
     if (r == 0)
         r = client_request(cli->client, "GET", path, NULL, ANSWER_TIMEOUT_MS, &reply, err);
@@ -151,7 +151,7 @@ static int follow_job(struct cli *cli, json_t **job, int64_t start_ns, struct er
 int request_wait_job(struct cli *cli, const char *id, json_t **ret_job, struct error *err)
 {
     CLEANUP_FREE char *path = request_path("/v1/jobs/", id, "");
-    json_t *job;
+    json_t *job = NULL;
     if (!path)
         return error_set(err, ENOMEM, "out of memory");
     int64_t start_ns = monotonic_ns();
@@ -187,7 +187,7 @@ static json_t *job_result(const json_t *job)
 int request_change(struct cli *cli, const char *method, const char *path, const json_t *body, json_t **ret_object,
                    bool *ret_job_printed, struct error *err)
 {
-    struct client_reply reply;
+    struct client_reply reply = {0};
     struct progress progress;
     int r = request_client(cli, err);
     if (r < 0)

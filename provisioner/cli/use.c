@@ -13,7 +13,7 @@
 
 static int make_attachment(struct cli *cli, json_t **ret_attachment, struct error *err)
 {
-    bool job_printed;
+    bool job_printed = false;
     return request_change(cli, "POST", "/v1/attachments", cli->body, ret_attachment, &job_printed, err);
 }
 
@@ -39,7 +39,7 @@ static int mount_run(struct cli *cli, struct error *err)
     int r = set_text(cli->body, "target", target, err);
     if (r == 0)
         r = set_text(cli->body, "kind", "mount", err);
-    json_t *attachment;
+    json_t *attachment = NULL;
     if (r == 0)
         r = make_attachment(cli, &attachment, err);
     if (r < 0)
@@ -47,7 +47,7 @@ static int mount_run(struct cli *cli, struct error *err)
     if (attachment && cli->output == OUTPUT_TABLE)
         (void)printf("Mounted %s at %s\n", cli->arguments[0], target);
     else if (attachment)
-        output_object(cli, attachment, attachment_details, "id");
+        attachment_print(cli, attachment);
     json_decref(attachment);
     return 0;
 }
@@ -55,8 +55,8 @@ static int mount_run(struct cli *cli, struct error *err)
 static int delete_attachment(struct cli *cli, const char *id, struct error *err)
 {
     CLEANUP_FREE char *path = request_path("/v1/attachments/", id, "");
-    json_t *object;
-    bool job_printed;
+    json_t *object = NULL;
+    bool job_printed = false;
     int r = path ? request_change(cli, "DELETE", path, NULL, &object, &job_printed, err)
                  : error_set(err, ENOMEM, "out of memory");
     if (r == 0)
@@ -86,58 +86,14 @@ static int unmount_run(struct cli *cli, struct error *err)
 
 /* ---- attach ---- */
 
-static bool plain_word(const char *text)
-{
-    return *text &&
-           strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=,.:/@%+") == strlen(text);
-}
-
-static void print_words(const char *title, const json_t *words)
-{
-    size_t index;
-    json_t *word;
-    if (!json_is_array(words) || !json_array_size(words))
-        return;
-    (void)printf("\n%s:\n", title);
-    json_array_foreach (words, index, word) {
-        CLEANUP_FREE char *dumped = json_is_string(word) ? NULL : json_dumps(word, JSON_COMPACT | JSON_ENCODE_ANY);
-        const char *text = dumped ? dumped : json_string_value(word);
-        const json_t *next = json_array_get(words, index + 1);
-        const char *next_text = json_string_value(next);
-        bool quoted = !dumped && !plain_word(text);
-        /* One option and its value a line, so that the block can be pasted behind a command ending in "\". */
-        bool joined = !dumped && text[0] == '-' && next_text && next_text[0] != '-';
-        bool first_on_line =
-            index == 0 || dumped || text[0] == '-' || json_string_value(json_array_get(words, index - 1))[0] != '-';
-        (void)printf("%s%s", first_on_line ? "  " : " ", quoted ? "'" : "");
-        output_text(stdout, text ? text : "");
-        (void)printf("%s%s", quoted ? "'" : "", joined ? "" : next && !dumped ? " \\\n" : "\n");
-    }
-}
-
-static void print_vm(const json_t *qemu)
-{
-    print_words("QEMU arguments", json_object_get(qemu, "arguments"));
-    print_words("QMP commands", json_object_get(qemu, "qmp"));
-    const char *xml = json_string_value(json_object_get(qemu, "libvirt"));
-    const char *note = json_string_value(json_object_get(qemu, "note"));
-    if (xml)
-        (void)printf("\nlibvirt XML:\n%s%s", xml, xml[0] && xml[strlen(xml) - 1] == '\n' ? "" : "\n");
-    if (note && note[0])
-        (void)printf("\n%s\n", note);
-}
-
 static int attach_run(struct cli *cli, struct error *err)
 {
-    json_t *attachment;
+    json_t *attachment = NULL;
     int r = make_attachment(cli, &attachment, err);
     if (r < 0)
         return r;
-    if (attachment) {
-        output_object(cli, attachment, attachment_details, "id");
-        if (cli->output == OUTPUT_TABLE)
-            print_vm(json_object_get(attachment, "qemu"));
-    }
+    if (attachment)
+        attachment_print(cli, attachment);
     json_decref(attachment);
     return 0;
 }

@@ -47,8 +47,8 @@ static const struct column volume_details[] = {
 static int change_and_print(struct cli *cli, const char *method, const char *path, const json_t *body,
                             struct error *err)
 {
-    json_t *volume;
-    bool job_printed;
+    json_t *volume = NULL;
+    bool job_printed = false;
     int r = request_change(cli, method, path, body, &volume, &job_printed, err);
     if (r < 0)
         return r;
@@ -104,8 +104,8 @@ static int volume_export(struct cli *cli, struct error *err)
     CLEANUP_FREE char *path = request_path("/v1/volumes/", cli->arguments[0], "/export");
     if (!path)
         return error_set(err, ENOMEM, "out of memory");
-    json_t *result;
-    bool job_printed;
+    json_t *result = NULL;
+    bool job_printed = false;
     int r = request_change(cli, "POST", path, cli->body, &result, &job_printed, err);
     if (r < 0)
         return r;
@@ -122,7 +122,7 @@ static int volume_list(struct cli *cli, struct error *err)
 {
     const char *pool = cli_option(cli, "pool");
     CLEANUP_FREE char *path = pool ? request_path("/v1/volumes?pool=", pool, "") : strdup("/v1/volumes");
-    json_t *volumes;
+    json_t *volumes = NULL;
     int r = path ? request_list(cli, path, "volumes", &volumes, err) : error_set(err, ENOMEM, "out of memory");
     if (r < 0)
         return r;
@@ -133,7 +133,7 @@ static int volume_list(struct cli *cli, struct error *err)
 
 static int volume_show(struct cli *cli, struct error *err)
 {
-    json_t *volume;
+    json_t *volume = NULL;
     CLEANUP_FREE char *path = request_path("/v1/volumes/", cli->arguments[0], "");
     int r = path ? request_get(cli, path, &volume, err) : error_set(err, ENOMEM, "out of memory");
     if (r < 0)
@@ -161,8 +161,8 @@ static int volume_delete(struct cli *cli, struct error *err)
     if (r < 0)
         return r;
     CLEANUP_FREE char *path = request_path("/v1/volumes/", cli->arguments[0], "");
-    json_t *object;
-    bool job_printed;
+    json_t *object = NULL;
+    bool job_printed = false;
     r = path ? request_change(cli, "DELETE", path, NULL, &object, &job_printed, err)
              : error_set(err, ENOMEM, "out of memory");
     if (r == 0)

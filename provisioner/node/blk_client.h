@@ -22,7 +22,8 @@
 #define BLK_EXPORTS_MAX 8
 #define BLK_EXPORT_NAME_MAX 64
 
-/* One image file of a chain: its format by record ("raw", "qcow2") and its descriptor, which stays the caller's. */
+/* One image file of a chain: its format by record ("raw", "qcow2") and its descriptor, which stays the caller's. The
+ * open file description is shared: platter-blk sets O_DIRECT on it where the file system can. */
 struct blk_layer {
     const char *format;
     int fd;
@@ -84,6 +85,7 @@ struct blk_export {
     unsigned queues;  /* 0 = the transport's default */
     bool read_only;
     const char *serial; /* NULL = none */
+    bool resumed;       /* FUSE: an earlier server used this descriptor and is dead: take its requests over */
 };
 
 /* `fd` is the listening socket, or the opened and mounted /dev/fuse; it stays the caller's. */
@@ -98,10 +100,11 @@ int blk_flush(struct blk_client *client, struct error *err);
 int blk_stats(struct blk_client *client, json_t **ret_stats, struct error *err);
 
 /* End exports, flush, close the image and wait until the process is gone. An error tells that the last flush failed;
- * the process has ended then, too, unless the error is -ETIMEDOUT. The client is still to be disconnected. */
+ * the process has ended then, too, unless the error is -ETIMEDOUT. Removes the socket file. The client is still to be
+ * disconnected. */
 int blk_close(struct blk_client *client, struct error *err);
 
-/* SIGKILL, and wait until the process is gone (or -ETIMEDOUT). */
+/* SIGKILL, and wait until the process is gone (or -ETIMEDOUT). Removes the socket file. */
 int blk_kill(struct blk_client *client, struct error *err);
 
 /* ---- workers ----------------------------------------------------------------------------------------------- */
@@ -151,8 +154,8 @@ int blk_worker_probe(const struct blk_worker *worker, int fd, const char *format
                      struct error *err);
 
 /* Copy what the chain `from` (top first) reads as into a new image in the empty file `target`. to->size 0 = the
- * source's size; larger = grown; smaller is refused. Sparse stays sparse. Durable when it returns. `ret_bytes`: bytes of
- * data written; may be NULL. After an error or a cancel the target holds rubbish: remove it. */
+ * source's size; larger = grown; smaller is refused. Sparse stays sparse. Durable when it returns. `ret_bytes`: bytes
+ * of data written; may be NULL. After an error or a cancel the target holds rubbish: remove it. */
 int blk_worker_convert(const struct blk_worker *worker, const struct blk_layer *from, size_t count, int target,
                        const struct blk_create *to, uint64_t *ret_bytes, struct error *err);
 

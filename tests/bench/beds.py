@@ -32,15 +32,15 @@ def open_bed(name, size_mib):
             directory = os.path.join(base, "bed")
             os.mkdir(memory)
             os.mkdir(directory)
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16g", "tmpfs", memory], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12g", "tmpfs", memory], check=True)
             stack.callback(subprocess.run, ["umount", memory], check=False)
             disk = os.path.join(memory, "disk")
             with open(disk, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, 15 << 30)
+                file.truncate(11 << 30)
             loop = subprocess.run(["losetup", "--find", "--show", "--direct-io=on", disk], check=True,
                                   capture_output=True, text=True).stdout.strip()
             stack.callback(subprocess.run, ["losetup", "-d", loop], check=False)
-            subprocess.run(["mkfs.xfs", "-q", "-K", loop], check=True)
+            subprocess.run(["mkfs.xfs", "-q", loop], check=True)
             subprocess.run(["mount", loop, directory], check=True)
             stack.callback(subprocess.run, ["umount", directory], check=False)
         bed = Bed(name, directory, size_mib)

@@ -4,6 +4,8 @@ import collections
 import glob
 import json
 import os
+import random
+import re
 import subprocess
 
 Sample = collections.namedtuple("Sample", "iops cpu_us")
@@ -48,12 +50,12 @@ def fio(target, pattern, depth, flush, seconds):
 
 
 def vhost(target, pattern, depth, flush, seconds):
-    command = [target.client, "bench", "--socket", target.address, "--rw", pattern, "--depth", str(depth),
-               "--block-size", "4096", "--seconds", str(seconds), "--json"]
+    command = [target.client, "--socket", target.address, "--rw", pattern, "--depth", str(depth), "--bs", "4096",
+               "--seconds", str(seconds), "--seed", str(random.randrange(1, 1 << 30))]
     if flush:
         command.append("--flush")
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(out)["iops"]
+    return float(re.search(r"([0-9.]+) IOPS", out).group(1))
 
 
 def run(target, workload, seconds):

@@ -29,7 +29,7 @@ class Daemon:
 
     def __init__(self, build, directory):
         self.bin = os.path.join(build, "bin")
-        self.client = os.path.join(build, "tests", "vhost_tool")
+        self.client = os.path.join(build, "tests", "vhost-bench")
         self.state = os.path.join(directory, "state")
         self.runtime = os.path.join(directory, "runtime")
         self.pool = os.path.join(directory, "pool")

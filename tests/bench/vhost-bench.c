@@ -2,10 +2,11 @@
 // Load on a vhost-user-blk server, without a VM; or, with --verify, stamped blocks that are written and read back.
 //
 //   vhost-bench --socket PATH [--rw randread|randwrite|read|write|randrw] [--bs BYTES] [--depth N] [--queues N]
-//               [--seconds S] [--spin] [--pid SERVER] [--range BYTES] [--seed N] [--verify]
+//               [--seconds S] [--spin] [--flush] [--pid SERVER] [--range BYTES] [--seed N] [--verify]
 //
 // One thread drives each queue. --spin looks at the used ring all the time; otherwise the thread sleeps on the call
 // eventfd as a guest's interrupt would let it. With --pid the server's CPU time for each request is told.
+// With --flush a flush follows each request, and the two count as one.
 // --verify writes each block of the range several times in random order, flushes, and reads all of it back.
 #include <errno.h>
 #include <getopt.h>
@@ -28,7 +29,7 @@ struct settings {
     enum pattern pattern;
     size_t block;
     double seconds;
-    bool spin, verify;
+    bool spin, flush, verify;
     int pid;
     uint64_t range, seed;
 };
@@ -38,7 +39,8 @@ struct worker {
     struct vhost_client *client;
     unsigned queue;
     uint64_t random, blocks, first, next;
-    uint64_t done, failed, latency_ns;
+    uint64_t done, failed;
+    bool flushing[1024]; // what a slot waits for is its flush
     pthread_t thread;
 };
 
@@ -89,8 +91,13 @@ static void *load_main(void *argument)
         }
         bool go = now_ns() < end;
         while (vhost_client_poll(w->client, w->queue, &slot, &status)) {
-            w->done++;
             w->failed += status != VIRTIO_BLK_S_OK;
+            w->flushing[slot] = s->flush && !w->flushing[slot];
+            if (w->flushing[slot]) {
+                vhost_client_submit(w->client, w->queue, slot, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
+                continue;
+            }
+            w->done++;
             if (go)
                 issue(w, slot);
             else
@@ -217,12 +224,19 @@ static uint64_t cpu_ns(int pid)
 static void parse(int argc, char **argv, struct settings *s)
 {
     static const struct option options[] = {
-        {"socket", required_argument, NULL, 's'}, {"rw", required_argument, NULL, 'w'},
-        {"bs", required_argument, NULL, 'b'},     {"depth", required_argument, NULL, 'd'},
-        {"queues", required_argument, NULL, 'q'}, {"seconds", required_argument, NULL, 't'},
-        {"spin", no_argument, NULL, 'p'},         {"pid", required_argument, NULL, 'i'},
-        {"range", required_argument, NULL, 'r'},  {"seed", required_argument, NULL, 'e'},
-        {"verify", no_argument, NULL, 'v'},       {0},
+        {"socket", required_argument, NULL, 's'},
+        {"rw", required_argument, NULL, 'w'},
+        {"bs", required_argument, NULL, 'b'},
+        {"depth", required_argument, NULL, 'd'},
+        {"queues", required_argument, NULL, 'q'},
+        {"seconds", required_argument, NULL, 't'},
+        {"spin", no_argument, NULL, 'p'},
+        {"pid", required_argument, NULL, 'i'},
+        {"range", required_argument, NULL, 'r'},
+        {"seed", required_argument, NULL, 'e'},
+        {"verify", no_argument, NULL, 'v'},
+        {"flush", no_argument, NULL, 'f'},
+        {0},
     };
     int c;
     while ((c = getopt_long(argc, argv, "", options, NULL)) >= 0) {
@@ -246,6 +260,8 @@ static void parse(int argc, char **argv, struct settings *s)
             s->seed = strtoull(optarg, NULL, 10);
         else if (c == 'v')
             s->verify = true;
+        else if (c == 'f')
+            s->flush = true;
         else if (c != 'w')
             exit(2);
         for (unsigned i = 0; c == 'w' && i < ARRAY_SIZE(pattern_names); i++)
@@ -294,7 +310,7 @@ int main(int argc, char **argv)
     struct settings settings = {.block = 4096, .seconds = 2, .seed = 1};
     parse(argc, argv, &settings);
     struct vhost_client *client;
-    if (!settings.client.socket || settings.block < 512 || settings.block % 512) {
+    if (!settings.client.socket || settings.block < 512 || settings.block % 512 || settings.client.depth > 1024) {
         (void)fprintf(stderr, "usage: see the top of vhost-bench.c\n");
         return 2;
     }

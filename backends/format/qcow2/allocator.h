@@ -23,7 +23,8 @@ int allocator_destroy(struct allocator *allocator);
 struct alloc_waiter {
     struct io_task task; /* set task.run before; posted on `loop` when trying again makes sense */
     struct io_loop *loop;
-    struct alloc_waiter *next;
+    struct alloc_waiter *next; /* the allocator's own, as is `failed`; zero both before the first use */
+    int failed;                /* the refill that it waited for failed: its next take reports this */
 };
 
 /* Take up to `want` contiguous clusters: reference count 1, zeros and file length durable. 0 with offset (bytes) and

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backends/io/io.h"
 #include "common/error.h"
 
 enum {
@@ -18,6 +19,15 @@ enum {
     QCOW2_COMPATIBLE_LAZY_REFCOUNTS = 1 << 0,
     QCOW2_AUTOCLEAR_BITMAPS = 1 << 0,
     QCOW2_AUTOCLEAR_RAW_EXTERNAL = 1 << 1,
+};
+
+enum {
+    QCOW2_EXTENSION_END = 0,
+    QCOW2_EXTENSION_BACKING_FORMAT = 0xe2792aca,
+    QCOW2_EXTENSION_FEATURE_NAMES = 0x6803f857,
+    QCOW2_EXTENSION_BITMAPS = 0x23852875,
+    QCOW2_EXTENSION_ENCRYPTION = 0x0537be77,
+    QCOW2_EXTENSION_DATA_FILE = 0x44415441,
 };
 
 enum qcow2_compression { QCOW2_COMPRESSION_ZLIB = 0, QCOW2_COMPRESSION_ZSTD = 1 };
@@ -44,6 +54,7 @@ struct header {
     uint32_t refcount_table_clusters;
     uint32_t nb_snapshots;
     uint64_t snapshots_offset;
+    uint64_t snapshots_length; /* bytes of the snapshot table, known once its entries were read (snapshot.h) */
     uint64_t incompatible, compatible, autoclear;
     uint32_t refcount_order;
     uint32_t header_length;
@@ -55,5 +66,33 @@ struct header {
     uint8_t *extra; /* header bytes beyond those we know, owned; NULL = none */
     size_t extra_length;
 };
+
+/* Read the header of `file`: header_parse on its first cluster. Control thread, blocks. The file must not be larger than
+ * 2^63. ret_file_length in bytes. */
+int header_read(struct io_file *file, struct header *ret_header, uint64_t *ret_file_length, struct error *err);
+/* Pure: `length` bytes from the start of the file. Checks that the header is well formed in itself, and nothing that
+ * depends on the file or on what we support: good for describing an image. Code "corrupt-image", or
+ * "unsupported-feature" for another version. -EAGAIN (no error set) when the first cluster has more than `length`
+ * bytes. */
+int header_parse(const uint8_t *buffer, size_t length, struct header *ret_header, struct error *err);
+/* Refuse what this layer does not implement: unknown incompatible features (named from the image's own table),
+ * encryption, external data files. Code "unsupported-feature". */
+int header_check_features(const struct header *header, struct error *err);
+/* Every table inside a file of `file_length` bytes, aligned, large enough, not over another. Code "corrupt-image". */
+int header_validate(const struct header *header, uint64_t file_length, struct error *err);
+/* Frees what it owns. */
+void header_release(struct header *header);
+
+/* Lay a new header out in `buffer` (one cluster, zeroed): fixed fields, extensions, backing name. -ENAMETOOLONG when
+ * it does not fit the cluster. */
+int header_serialise(const struct header *header, uint8_t *buffer, size_t length);
+/* Write the fields that may change in an existing image (size, L1, refcount table, feature bits) in place, in one
+ * sector; all else stays as it is, byte for byte. Not flushed. Any thread that may block, one at a time. */
+int header_write(struct io_file *file, const struct header *header);
+
+/* L1 entries that `size` bytes need. */
+uint64_t header_l1_needed(const struct header *header, uint64_t size);
+/* The extension of `type` (data without its 8-byte head), NULL when there is none. */
+const uint8_t *header_extension(const struct header *header, uint32_t type, size_t *ret_length);
 
 #endif

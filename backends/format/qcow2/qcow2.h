@@ -33,6 +33,7 @@ struct keeper;
 struct refcounts;
 struct slice_cache;
 struct commit;
+struct data;
 
 struct qcow2 {
     struct layer base;
@@ -54,7 +55,8 @@ struct qcow2 {
 
     pthread_mutex_t lock;
     struct slice_cache *slices;  /* data path */
-    struct commit *commit;       /* data path */
+    struct commit *commit;       /* data path; NULL when read-only */
+    struct data *data;           /* data path */
     struct keeper *keeper;       /* NULL when read-only */
     struct refcounts *refcounts; /* NULL when read-only; keeper thread, or control thread while drained */
     struct allocator *allocator; /* NULL when read-only */

@@ -91,6 +91,38 @@ uint8_t *aligned(size_t size)
     return p;
 }
 
+static int counting_before(struct io_seam *seam, const struct io_seam_event *event)
+{
+    struct counting *c = (struct counting *)seam;
+    if (event->kind == SEAM_WRITE) {
+        atomic_fetch_add(&c->writes, 1);
+        return atomic_load(&c->fail_write);
+    }
+    if (event->kind == SEAM_FLUSH) {
+        atomic_fetch_add(&c->flushes, 1);
+        return atomic_exchange(&c->fail_flush, 0); /* like fsync: told once */
+    }
+    return 0;
+}
+
+struct image *counted_image(struct counting *counting, uint64_t size)
+{
+    struct image_layer layer = {"raw", scratch_file(NULL, size, false)};
+    struct image_options options = {0};
+    struct image *image = NULL;
+    *counting = (struct counting){.seam = {.before = counting_before}};
+    io_file_set_seam(layer.file, &counting->seam);
+    assert_int_equal(image_open(&layer, 1, &options, &image, NULL), 0);
+    return image;
+}
+
+void many_done(struct image_request *request, int result)
+{
+    struct many *m = (struct many *)request;
+    m->result = result;
+    atomic_fetch_sub(m->left, 1);
+}
+
 int run_on_engines(const struct CMUnitTest *tests, size_t count)
 {
     static const char *const names[] = {"uring", "threads"};

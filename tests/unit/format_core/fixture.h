@@ -5,6 +5,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,6 +30,25 @@ int client_request(struct client *client, struct image_request *request);
 int client_op(struct client *client, enum image_op op, uint32_t flags, uint64_t offset, void *buffer, uint64_t length);
 
 uint8_t *aligned(size_t size);
+
+/* A seam that counts, and fails when told. */
+struct counting {
+    struct io_seam seam; /* first */
+    _Atomic unsigned writes, flushes;
+    _Atomic int fail_flush, fail_write;
+};
+
+/* An image behind it. */
+struct image *counted_image(struct counting *counting, uint64_t size);
+
+/* One of several requests in flight. */
+struct many {
+    struct image_request request; /* first */
+    _Atomic unsigned *left;
+    int result;
+};
+
+void many_done(struct image_request *request, int result);
 
 /* Run `tests` once for each engine, by PLATTER_IO_ENGINE unless the caller set it. */
 int run_on_engines(const struct CMUnitTest *tests, size_t count);

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Worker calls: one short-lived platter-blk for each. Whatever happens the process is gone when the call returns, unless
+ * it hangs in the kernel; it also ends by itself when our end of its socket closes, so none survives a platterd that
+ * was killed.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "common/checked.h"
+#include "common/cleanup.h"
+#include "common/message.h"
+#include "provisioner/node/blk_layers.h"
+#include "provisioner/node/blk_process.h"
+
+enum {
+    STALL_MS = 300 * 1000,
+    SEND_MS = 10 * 1000,
+    EXIT_MS = 10 * 1000,
+};
+
+static const struct blk_worker default_worker = {0};
+
+struct run {
+    const struct blk_worker *worker;
+    struct message_socket *socket;
+    int pidfd;
+    json_t *answer;
+};
+
+static void run_finish(struct run *run)
+{
+    run->socket = message_socket_destroy(run->socket);
+    if (run->pidfd >= 0)
+        (void)blk_process_kill(run->pidfd); /* no harm when it has ended */
+    close_fd(&run->pidfd);
+    json_decref(run->answer);
+}
+
+static int start(struct run *run, struct error *err)
+{
+    int pair[2];
+    pid_t pid;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return error_sys(err, errno, "start a worker");
+    CLEANUP_CLOSE int ours = pair[0];
+    CLEANUP_CLOSE int theirs = pair[1]; /* closed here so that the worker's end is the only one */
+    int r = blk_process_start(run->worker->binary, "worker", theirs, &pid, &run->pidfd, err);
+    if (r < 0)
+        return r;
+    r = message_socket_create(ours, &run->socket);
+    if (r < 0)
+        return error_sys(err, r, "start a worker");
+    ours = -1;
+    return 0;
+}
+
+/* Take one line. 1 = it was the answer, 0 = go on. */
+static int take_line(struct run *run, struct error *err)
+{
+    json_t *line;
+    int r = message_receive(run->socket, &line, NULL, 0, NULL, 0, err);
+    if (r < 0)
+        return r;
+    const json_t *progress = json_object_get(line, "progress");
+    if (!progress) {
+        run->answer = line;
+        return 1;
+    }
+    json_int_t done = json_integer_value(json_object_get(progress, "done"));
+    json_int_t total = json_integer_value(json_object_get(progress, "total"));
+    json_decref(line);
+    if (run->worker->progress && done >= 0 && total >= done)
+        run->worker->progress(run->worker->context, (uint64_t)done, (uint64_t)total);
+    return 0;
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+    (void)clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* Until the socket has something to read. */
+static int wait_line(struct run *run, int64_t deadline, struct error *err)
+{
+    const struct blk_worker *w = run->worker;
+    struct pollfd fds[2] = {
+        {.fd = message_socket_fd(run->socket), .events = POLLIN},
+        {.fd = w->has_cancel ? w->cancel_fd : -1, .events = POLLIN},
+    };
+    int r = poll(fds, 2, (int)MAX(deadline - now_ms(), 0));
+    if (r < 0)
+        return errno == EINTR ? 0 : error_sys(err, errno, "wait for the worker");
+    if (r == 0)
+        return error_set(err, ETIMEDOUT, "the worker makes no progress");
+    if (fds[1].revents)
+        return error_set(err, ECANCELED, "cancelled");
+    return 0;
+}
+
+static int await_answer(struct run *run, struct error *err)
+{
+    int stall_ms = run->worker->stall_ms ? run->worker->stall_ms : STALL_MS;
+    int64_t deadline = now_ms() + stall_ms;
+    for (;;) {
+        int r = take_line(run, err);
+        if (r == 1)
+            return 0;
+        if (r == 0)
+            deadline = now_ms() + stall_ms;
+        else if (r == -ETIMEDOUT)
+            r = wait_line(run, deadline, err);
+        if (r < 0)
+            return r;
+    }
+}
+
+/* The connection ended without an answer: say how the process did. */
+static int explain_end(struct run *run, int r, struct error *err)
+{
+    char how[48] = "";
+    if (r == -EPIPE && blk_process_wait(run->pidfd, EXIT_MS, how) == 0 && how[0])
+        return error_set(err, EIO, "the worker gave no answer: %s", how);
+    return r;
+}
+
+/* Run one command: `request` is taken over. With ret_answer the answer is the caller's. */
+static int run_command(const struct blk_worker *worker, const char *op, json_t *request, const int *fds, size_t count,
+                       json_t **ret_answer, struct error *err)
+{
+    CLEANUP(run_finish) struct run run = {.worker = worker ? worker : &default_worker, .pidfd = -1};
+    char how[48];
+    if (!request || json_object_set_new(request, "op", json_string(op)) < 0 ||
+        json_object_set_new(request, "id", json_integer(1)) < 0) {
+        json_decref(request);
+        return error_sys(err, ENOMEM, "start a worker");
+    }
+    struct error local = ERROR_INIT;
+    int r = start(&run, &local);
+    if (r == 0)
+        r = message_send(run.socket, request, fds, count, SEND_MS, &local);
+    json_decref(request);
+    if (r == 0 || r == -EPIPE)
+        r = run.socket ? await_answer(&run, &local) : r;
+    if (r < 0 && run.socket)
+        r = explain_end(&run, r, &local);
+    if (r == 0)
+        r = message_result(run.answer, &local);
+    if (r < 0)
+        return error_copy(err, &local);
+    (void)blk_process_wait(run.pidfd, EXIT_MS, how);
+    if (ret_answer)
+        *ret_answer = steal_ptr(&run.answer);
+    return 0;
+}
+
+static json_t *pack_create(const struct blk_create *c)
+{
+    return json_pack("{s:s, s:I, s:I, s:I, s:b, s:s*, s:I, s:s*, s:s*, s:b}", "format", c->format, "size",
+                     (json_int_t)c->size, "cluster_size", (json_int_t)c->cluster_size, "version",
+                     (json_int_t)c->version, "extended_l2", c->extended_l2, "compression", c->compression,
+                     "refcount_bits", (json_int_t)c->refcount_bits, "backing", c->backing, "backing_format",
+                     c->backing_format, "preallocate", c->preallocate);
+}
+
+int blk_worker_create(const struct blk_worker *worker, int fd, const struct blk_create *create, struct error *err)
+{
+    return run_command(worker, "create", pack_create(create), &fd, 1, NULL, err);
+}
+
+static uint64_t get_u64(const json_t *object, const char *name)
+{
+    json_int_t value = json_integer_value(json_object_get(object, name));
+    return value < 0 ? 0 : (uint64_t)value;
+}
+
+static bool get_bool(const json_t *object, const char *name)
+{
+    return json_is_true(json_object_get(object, name));
+}
+
+static void get_string(const json_t *object, const char *name, char *to, size_t size)
+{
+    const char *text = json_string_value(json_object_get(object, name));
+    (void)snprintf(to, size, "%s", text ? text : "");
+}
+
+int blk_worker_probe(const struct blk_worker *worker, int fd, const char *format, struct blk_info *ret_info,
+                     struct error *err)
+{
+    json_t *a;
+    int r = run_command(worker, "probe", json_pack("{s:s}", "format", format), &fd, 1, &a, err);
+    if (r < 0)
+        return r;
+    *ret_info = (struct blk_info){
+        .size = get_u64(a, "size"),
+        .cluster_size = (uint32_t)get_u64(a, "cluster_size"),
+        .version = (uint32_t)get_u64(a, "version"),
+        .refcount_bits = (uint32_t)get_u64(a, "refcount_bits"),
+        .extended_l2 = get_bool(a, "extended_l2"),
+        .dirty = get_bool(a, "dirty"),
+        .corrupt = get_bool(a, "corrupt"),
+        .encrypted = get_bool(a, "encrypted"),
+        .external_data = get_bool(a, "external_data"),
+        .snapshots = (uint32_t)get_u64(a, "snapshots"),
+    };
+    get_string(a, "compression", ret_info->compression, sizeof(ret_info->compression));
+    get_string(a, "backing", ret_info->backing, sizeof(ret_info->backing));
+    get_string(a, "backing_format", ret_info->backing_format, sizeof(ret_info->backing_format));
+    json_decref(a);
+    return 0;
+}
+
+int blk_worker_convert(const struct blk_worker *worker, const struct blk_layer *from, size_t count, int target,
+                       const struct blk_create *to, uint64_t *ret_bytes, struct error *err)
+{
+    int fds[BLK_LAYERS_MAX + 1];
+    json_t *answer = NULL;
+    if (count == 0 || count > BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "a chain has 1 to %d layers", BLK_LAYERS_MAX);
+    json_t *request = json_pack("{s:o, s:o}", "from", blk_layers_pack(from, count, fds), "to", pack_create(to));
+    fds[count] = target;
+    int r = run_command(worker, "convert", request, fds, count + 1, &answer, err);
+    if (r < 0)
+        return r;
+    if (ret_bytes)
+        *ret_bytes = get_u64(answer, "bytes");
+    json_decref(answer);
+    return 0;
+}
+
+int blk_worker_resize(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, uint64_t size,
+                      struct error *err)
+{
+    int fds[BLK_LAYERS_MAX];
+    if (count == 0 || count > BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "a chain has 1 to %d layers", BLK_LAYERS_MAX);
+    json_t *request = json_pack("{s:o, s:I}", "layers", blk_layers_pack(layers, count, fds), "size", (json_int_t)size);
+    return run_command(worker, "resize", request, fds, count, NULL, err);
+}
+
+int blk_worker_blank(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, bool *ret_blank,
+                     struct error *err)
+{
+    int fds[BLK_LAYERS_MAX];
+    json_t *answer = NULL;
+    if (count == 0 || count > BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "a chain has 1 to %d layers", BLK_LAYERS_MAX);
+    json_t *request = json_pack("{s:o}", "layers", blk_layers_pack(layers, count, fds));
+    int r = run_command(worker, "blank", request, fds, count, &answer, err);
+    if (r < 0)
+        return r;
+    *ret_blank = get_bool(answer, "blank");
+    json_decref(answer);
+    return 0;
+}

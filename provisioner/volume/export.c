@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * volume-export: a file beside the target under a name that only this job has, filled, then given the target's name,
+ * which must be free. So the target never shows a half-written image, nothing is overwritten, and what a crash leaves
+ * is known by its name to be ours. Every path is reached with the caller's rights.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/checked.h"
+#include "provisioner/volume/chain.h"
+#include "provisioner/volume/lifecycle.h"
+
+static int export_insert(struct job *job, void *arg, struct error *err)
+{
+    struct volume_record volume;
+    (void)arg;
+    int r = job_volume(job, &volume, err);
+    if (r == 0)
+        r = volume_check_free(job->manager, &volume, true, err);
+    return r < 0 ? r : volume_check_ready(job->manager, &volume, err);
+}
+
+static int check_export(const struct export_spec *s, struct error *err)
+{
+    const char *format = s->format ? s->format : "qcow2";
+    if (!s->target || s->target[0] != '/' || strlen(s->target) >= CATALOGUE_PATH_MAX - 64)
+        return error_set(err, EINVAL, "an export needs an absolute target");
+    if (s->target[strlen(s->target) - 1] == '/')
+        return error_set(err, EINVAL, "the target must name a file");
+    if (strcmp(format, "qcow2") != 0 && strcmp(format, "raw") != 0)
+        return error_set(err, EINVAL, "format must be qcow2 or raw");
+    return 0;
+}
+
+int manager_volume_export(struct manager *m, const struct caller *caller, const struct export_spec *spec,
+                          struct ticket *ret_ticket, struct error *err)
+{
+    struct volume_record volume;
+    CLEANUP_JOB struct job *job = NULL;
+    if (!spec->volume)
+        return error_set(err, EINVAL, "an export needs a volume");
+    int r = caller_require(caller, CALLER_OPERATOR, err);
+    if (r == 0)
+        r = check_export(spec, err);
+    if (r == 0)
+        r = catalogue_volume_find(m->catalogue, spec->volume, &volume, err);
+    if (r == 0)
+        r = job_create(m, &job_volume_export, &volume, "", caller,
+                       json_pack("{s:s, s:s}", "target", spec->target, "format", spec->format ? spec->format : "qcow2"),
+                       &job, err);
+    if (r < 0)
+        return r;
+    char temporary[CATALOGUE_PATH_MAX];
+    (void)snprintf(temporary, sizeof(temporary), "%.*s/.platter-%s", (int)(strrchr(spec->target, '/') - spec->target),
+                   spec->target, job->record.id);
+    r = job_set(job, "temporary", temporary, err);
+    return r < 0 ? r : job_submit(&job, export_insert, NULL, ret_ticket, err);
+}
+
+/* -EEXIST when the caller sees something at the target. Only a courtesy: the last step is what decides. */
+static int check_target_free(const struct job *job, const struct rights *rights, struct error *err)
+{
+    CLEANUP_CLOSE int fd = -1;
+    int r = rights_open(rights, job_get(job, "target"), O_PATH | O_NOFOLLOW, 0, &fd, err);
+    if (r == -ENOENT)
+        return 0;
+    return r < 0 ? r : error_set(err, EEXIST, "'%s' exists: nothing is overwritten", job_get(job, "target"));
+}
+
+static int step_export_file(struct job *job, struct error *err)
+{
+    struct rights rights;
+    struct stat st;
+    CLEANUP_CLOSE int fd = -1;
+    job_rights(job, &rights);
+    int r = check_target_free(job, &rights, err);
+    if (r == 0)
+        r = rights_unlink(&rights, job_get(job, "temporary"), err); /* of an earlier run of this step */
+    if (r == 0)
+        r = rights_open(&rights, job_get(job, "temporary"), O_RDWR | O_CREAT | O_EXCL, 0600, &fd, err);
+    if (r < 0)
+        return r;
+    if (fstat(fd, &st) < 0)
+        return error_sys(err, errno, "look at '%s'", job_get(job, "temporary"));
+    return job_set_number(job, "inode", st.st_ino, err);
+}
+
+static int undo_export_file(struct job *job, struct error *err)
+{
+    struct rights rights;
+    job_rights(job, &rights);
+    return rights_unlink(&rights, job_get(job, "temporary"), err);
+}
+
+static int step_export_convert(struct job *job, struct error *err)
+{
+    struct rights rights;
+    struct volume_record volume;
+    CLEANUP_CHAIN struct chain chain = {0};
+    CLEANUP_CLOSE int fd = -1;
+    job_rights(job, &rights);
+    int r = job_volume(job, &volume, err);
+    if (r == 0)
+        r = chain_open(job->manager, &volume, true, &chain, err);
+    if (r == 0)
+        r = rights_open(&rights, job_get(job, "temporary"), O_RDWR | O_NOFOLLOW, 0, &fd, err);
+    if (r < 0)
+        return r;
+    if (ftruncate(fd, 0) < 0)
+        return error_sys(err, errno, "empty '%s'", job_get(job, "temporary"));
+    struct blk_worker worker = job_worker(job);
+    struct blk_create to = {.format = job_get(job, "format")};
+    uint64_t bytes = 0;
+    r = blk_worker_convert(&worker, chain.layers, chain.count, fd, &to, &bytes, err);
+    return r < 0 ? r : job_set_number(job, "bytes", bytes, err);
+}
+
+static int step_export_publish(struct job *job, struct error *err)
+{
+    struct rights rights;
+    struct stat st;
+    CLEANUP_CLOSE int fd = -1;
+    job_rights(job, &rights);
+    int r = rights_publish(&rights, job_get(job, "temporary"), job_get(job, "target"), err);
+    if (r != -ENOENT)
+        return r == -EEXIST ? error_set(err, EEXIST, "'%s' exists: nothing is overwritten", job_get(job, "target")) : r;
+    /* An earlier run of this step may have done it. */
+    if (rights_open(&rights, job_get(job, "target"), O_PATH | O_NOFOLLOW, 0, &fd, NULL) == 0 && fstat(fd, &st) == 0 &&
+        st.st_ino == job_get_number(job, "inode"))
+        return 0;
+    return r;
+}
+
+static const struct job_step export_steps[] = {
+    {.name = "file", .run = step_export_file, .undo = undo_export_file},
+    {.name = "convert", .run = step_export_convert},
+    {.name = "publish", .run = step_export_publish, .final = false},
+};
+
+static int finish_export(struct job *job, struct error *err)
+{
+    CLEANUP_JSON json_t *result =
+        json_pack("{s:s, s:s, s:s, s:I}", "volume", job->record.volume_name, "target", job_get(job, "target"), "format",
+                  job_get(job, "format"), "bytes", (json_int_t)job_get_number(job, "bytes"));
+    free(job->record.result);
+    job->record.result = json_text(result);
+    if (!job->record.result)
+        return error_sys(err, ENOMEM, "export");
+    event_record(job->manager, "volume.exported", job->record.volume_id, json_incref(result));
+    return 0;
+}
+
+static int abandon_export(struct job *job, const struct error *cause, bool undone, struct error *err)
+{
+    (void)job, (void)cause, (void)undone, (void)err;
+    return 0; /* the volume was only read */
+}
+
+const struct job_kind job_volume_export = {
+    .name = "volume-export",
+    .steps = export_steps,
+    .step_count = ARRAY_SIZE(export_steps),
+    .finish = finish_export,
+    .abandon = abandon_export,
+};
