@@ -19,7 +19,7 @@ echo "$marker" >/dev/kmsg
 fio_run() {
     local name=$1 kills=0 how
     shift
-    fio --name="$name" --verify=crc32c --verify_fatal=1 --randseed=11 "$@" --output="$TMP/fio.$name" &
+    fio --name="$name" --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed=11 "$@" --output="$TMP/fio.$name" &
     local pid=$!
     cleanup_fn kill "$pid"
     while kill -0 "$pid" 2>/dev/null; do
