@@ -78,6 +78,7 @@ struct volume_record {
     bool formatted;            /* true: never format, ever again */
     char content[WORD_MAX];    /* what may be inside: "blank" (never handed out for writing), "begun" (our mkfs began,
                                   nobody else wrote), "any" */
+    bool behind;               /* the file system is still smaller than the volume: it grows at the next mount */
     char top_layer[ID_MAX];    /* the layer that takes writes; "" only while it is being made */
     char spec[1024];           /* canonical JSON of what was asked for, to recognise a repeated request */
     int64_t created;

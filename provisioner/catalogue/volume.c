@@ -5,14 +5,16 @@
 
 #include "provisioner/catalogue/statement.h"
 
-#define VOLUME_COLUMNS "id, name, pool_id, kind, state, size, filesystem, formatted, content, top_layer, spec, created"
+#define VOLUME_COLUMNS                                                                                                 \
+    "id, name, pool_id, kind, state, size, filesystem, formatted, content, behind, top_layer, spec, created"
 
 static int volume_fill(sqlite3_stmt *row, void *record)
 {
     struct volume_record *r = record;
     *r = (struct volume_record){.size = (uint64_t)sqlite3_column_int64(row, 5),
                                 .formatted = sqlite3_column_int(row, 7) != 0,
-                                .created = sqlite3_column_int64(row, 11)};
+                                .behind = sqlite3_column_int(row, 9) != 0,
+                                .created = sqlite3_column_int64(row, 12)};
     column_text(row, 0, r->id, sizeof(r->id));
     column_text(row, 1, r->name, sizeof(r->name));
     column_text(row, 2, r->pool_id, sizeof(r->pool_id));
@@ -20,16 +22,17 @@ static int volume_fill(sqlite3_stmt *row, void *record)
     column_text(row, 4, r->state, sizeof(r->state));
     column_text(row, 6, r->filesystem, sizeof(r->filesystem));
     column_text(row, 8, r->content, sizeof(r->content));
-    column_text(row, 9, r->top_layer, sizeof(r->top_layer));
-    column_text(row, 10, r->spec, sizeof(r->spec));
+    column_text(row, 10, r->top_layer, sizeof(r->top_layer));
+    column_text(row, 11, r->spec, sizeof(r->spec));
     return 0;
 }
 
 int catalogue_volume_insert(struct catalogue *c, const struct volume_record *r, struct error *err)
 {
-    int n = statement_run(c, err, "INSERT INTO volumes (" VOLUME_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-                          "tttttitittti", r->id, r->name, r->pool_id, r->kind, r->state, (int64_t)r->size, r->filesystem,
-                          (int64_t)r->formatted, r->content, r->top_layer, r->spec, r->created);
+    int n =
+        statement_run(c, err, "INSERT INTO volumes (" VOLUME_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                      "tttttitititti", r->id, r->name, r->pool_id, r->kind, r->state, (int64_t)r->size, r->filesystem,
+                      (int64_t)r->formatted, r->content, (int64_t)r->behind, r->top_layer, r->spec, r->created);
     return n < 0 ? n : 0;
 }
 
@@ -37,9 +40,9 @@ int catalogue_volume_update(struct catalogue *c, const struct volume_record *r, 
 {
     int n = statement_run(c, err,
                           "UPDATE volumes SET name = ?, kind = ?, state = ?, size = ?, filesystem = ?, formatted = ?,"
-                          " content = ?, top_layer = ?, spec = ? WHERE id = ?",
-                          "tttititttt", r->name, r->kind, r->state, (int64_t)r->size, r->filesystem,
-                          (int64_t)r->formatted, r->content, r->top_layer, r->spec, r->id);
+                          " content = ?, behind = ?, top_layer = ?, spec = ? WHERE id = ?",
+                          "tttititittt", r->name, r->kind, r->state, (int64_t)r->size, r->filesystem,
+                          (int64_t)r->formatted, r->content, (int64_t)r->behind, r->top_layer, r->spec, r->id);
     return n < 0 ? n : n == 0 ? error_set(err, ENOENT, "no volume '%s'", r->id) : 0;
 }
 

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,11 +18,31 @@
 
 #define LOOP_TRIES 64 /* LOOP_CTL_GET_FREE only shows a free device: another process may take it first */
 
+/* The kernel answers LOOP_GET_STATUS64 with the backing file's attributes, which a FUSE file whose server has died does
+ * not give. Its name remains: the label is then "platter/" and the file's own name, as fuse_mount gives it. */
+static int loop_label_by_name(int fd, char label[LOOP_LABEL_MAX])
+{
+    struct stat st;
+    char path[64], backing[4096];
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    (void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/loop/backing_file", major(st.st_rdev), minor(st.st_rdev));
+    CLEANUP_CLOSE int file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = file < 0 ? -1 : read(file, backing, sizeof(backing) - 1);
+    if (n <= 0)
+        return -ENXIO;
+    backing[n] = 0;
+    backing[strcspn(backing, "\n")] = 0;
+    const char *slash = strrchr(backing, '/');
+    (void)snprintf(label, LOOP_LABEL_MAX, "platter/%s", slash ? slash + 1 : backing);
+    return 0;
+}
+
 static int loop_label(int fd, char label[LOOP_LABEL_MAX])
 {
     struct loop_info64 info;
     if (ioctl(fd, LOOP_GET_STATUS64, &info) < 0)
-        return -errno;
+        return errno == ENXIO ? -ENXIO : loop_label_by_name(fd, label);
     (void)snprintf(label, LOOP_LABEL_MAX, "%.*s", LO_NAME_SIZE - 1, (const char *)info.lo_file_name);
     return 0;
 }
@@ -76,7 +98,7 @@ static int loop_clear(int fd)
         return errno == ENXIO ? 0 : -errno;
     struct loop_info64 info;
     if (ioctl(fd, LOOP_GET_STATUS64, &info) < 0)
-        return 0; /* unbound, or so as soon as `fd` is closed */
+        return errno == ENXIO ? 0 : -EBUSY; /* unbound as soon as `fd` is closed; or held, and its server dead */
     info.lo_flags &= ~(uint32_t)LO_FLAGS_AUTOCLEAR;
     (void)ioctl(fd, LOOP_SET_STATUS64, &info); /* failing: it was unbound meanwhile */
     return -EBUSY;

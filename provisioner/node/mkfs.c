@@ -61,5 +61,20 @@ int mkfs_grow(const char *target, const char *filesystem, unsigned long long siz
     if (fd < 0 || fstatfs(fd, &fs) < 0)
         return error_sys(err, errno, "look at '%s'", target);
     uint64_t blocks = size / (uint64_t)fs.f_bsize;
-    return ioctl(fd, EXT4_RESIZE_FS, &blocks) < 0 ? error_sys(err, errno, "grow the file system at '%s'", target) : 0;
+    if (ioctl(fd, EXT4_RESIZE_FS, &blocks) == 0)
+        return 0;
+    if (errno == EPERM)
+        return error_set(err, EOPNOTSUPP, "growing a mounted ext4 needs CAP_SYS_RESOURCE, which platterd lacks here");
+    return error_sys(err, errno, "grow the file system at '%s'", target);
+}
+
+int mkfs_grow_unmounted(const char *device, int cancel_fd, struct error *err)
+{
+    /* e2fsck ends with 1 when it repaired something, which is as good as 0; -p repairs only what is safe. */
+    const char *const check[] = {"sh", "-c", "e2fsck -f -p \"$1\" || [ $? = 1 ]", "e2fsck", device, NULL};
+    const char *const grow[] = {"resize2fs", device, NULL};
+    int r = process_run(check, MKFS_DEADLINE_MS, cancel_fd, err);
+    if (r == 0)
+        r = process_run(grow, MKFS_DEADLINE_MS, cancel_fd, err);
+    return r < 0 ? r : flush_device(device, err);
 }

@@ -23,8 +23,11 @@ int mkfs_probe(int fd, char *ret_type, size_t size, struct error *err);
  * as zeros, so nothing has to be cleared. The caller has checked that it may. -EOPNOTSUPP for other file systems. */
 int mkfs_format(const char *device, const char *filesystem, bool zeroed, int cancel_fd, struct error *err);
 
+/* Grow the ext4 on `device`, which is not mounted, to the device's size; checked first, as its tools demand. */
+int mkfs_grow_unmounted(const char *device, int cancel_fd, struct error *err);
+
 /* Grow the file system mounted at `target` to its device's size of `size` bytes. ext4 and xfs, mounted
- * writable. */
+ * writable. -EOPNOTSUPP: the kernel lets us not (ext4 needs CAP_SYS_RESOURCE). */
 int mkfs_grow(const char *target, const char *filesystem, unsigned long long size, struct error *err);
 
 #endif

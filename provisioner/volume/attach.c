@@ -389,7 +389,9 @@ static const struct job_step mount_steps[] = {
     {.name = "fuse", .run = step_fuse, .undo = undo_fuse},
     {.name = "loop", .run = step_loop, .undo = undo_loop},
     {.name = "format", .run = step_format},
+    {.name = "fit", .run = step_fit},
     {.name = "mount", .run = step_mount, .undo = undo_mount},
+    {.name = "grow", .run = step_grow},
 };
 
 const struct job_kind job_attach_mount = {

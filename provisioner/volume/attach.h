@@ -28,6 +28,9 @@ int undo_loop(struct job *job, struct error *err);
 
 int step_target(struct job *job, struct error *err);
 int step_format(struct job *job, struct error *err);
+/* A volume that grew while its file system could not: ext4 follows before it is mounted, xfs after. */
+int step_fit(struct job *job, struct error *err);
+int step_grow(struct job *job, struct error *err);
 int step_mount(struct job *job, struct error *err);
 int undo_mount(struct job *job, struct error *err); /* by force: for attachments that never became usable */
 int step_unmount(struct job *job, struct error *err);

@@ -146,6 +146,43 @@ int step_format(struct job *job, struct error *err)
     return r < 0 ? r : job_set(job, "filesystem", volume.filesystem, err);
 }
 
+/* ---- growing at the next mount ------------------------------------------------------------------------------------------ */
+
+/* Is the file system behind its volume, and of this type? */
+static bool is_behind(struct job *job, const char *type, struct volume_record *volume)
+{
+    struct attachment_record a;
+    if (job_attachment(job, &a, NULL) < 0)
+        return false;
+    bool read_only = a.read_only;
+    attachment_record_done(&a);
+    return !read_only && job_volume(job, volume, NULL) == 0 && volume->behind &&
+           strcmp(job_get(job, "filesystem"), type) == 0;
+}
+
+int step_fit(struct job *job, struct error *err)
+{
+    struct volume_record volume;
+    dev_t rdev;
+    if (!is_behind(job, "ext4", &volume))
+        return 0;
+    int r = device_number(job, &rdev, err);
+    if (r == 0)
+        r = mkfs_grow_unmounted(job_get(job, "device"), job->cancel_fd, err);
+    volume.behind = false;
+    return r < 0 ? r : volume_save(job, &volume, err);
+}
+
+int step_grow(struct job *job, struct error *err)
+{
+    struct volume_record volume;
+    if (!is_behind(job, "xfs", &volume))
+        return 0;
+    int r = mkfs_grow(job_get(job, "canonical"), "xfs", volume.size, err);
+    volume.behind = false;
+    return r < 0 ? r : volume_save(job, &volume, err);
+}
+
 /* ---- mounting ------------------------------------------------------------------------------------------------------- */
 
 static int mount_on_target(struct job *job, const struct attachment_record *a, struct error *err)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * volume-resize: image -> record -> device -> file system -> sidecar. Growing an image cannot be undone, so from the
+ * volume-resize: image -> record -> device -> sidecar -> file system. Growing an image cannot be undone, so from the
  * record on the job only goes forward: whatever fails later, the record tells the size that the image has.
  */
 #include <errno.h>
@@ -167,6 +167,7 @@ static int step_record_size(struct job *job, struct error *err)
         r = catalogue_layer_find(m->catalogue, volume.top_layer, &layer, err);
     if (r == 0) {
         layer.size = volume.size = job_get_number(job, "size");
+        volume.behind = volume.formatted && strcmp(volume.filesystem, "none") != 0;
         r = catalogue_layer_update(m->catalogue, &layer, err);
     }
     if (r == 0)
@@ -214,20 +215,31 @@ static int step_grow_filesystem(struct job *job, struct error *err)
     const char *filesystem = json_string_value(json_object_get(facts, "filesystem"));
     if (!mounted || !target || !filesystem)
         return 0;
-    return mkfs_grow(target, filesystem, job_get_number(job, "size"), err);
+    r = mkfs_grow(target, filesystem, job_get_number(job, "size"), err);
+    if (r < 0)
+        return error_prefix(err, "volume '%s' has grown, its file system follows at the next mount",
+                            job->record.volume_name);
+    return job_set(job, "followed", "yes", err);
 }
 
 static const struct job_step resize_steps[] = {
     {.name = "image", .run = step_grow_image},
     {.name = "record", .run = step_record_size, .final = true},
     {.name = "device", .run = step_grow_device, .final = true},
-    {.name = "filesystem", .run = step_grow_filesystem, .final = true},
     {.name = "sidecar", .run = step_sidecar, .final = true},
+    {.name = "filesystem", .run = step_grow_filesystem, .final = true},
 };
 
 static int finish_resize(struct job *job, struct error *err)
 {
-    (void)err;
+    struct volume_record volume;
+    int r = job_volume(job, &volume, err);
+    if (r == 0 && job_get(job, "followed")[0]) {
+        volume.behind = false;
+        r = catalogue_volume_update(job->manager->catalogue, &volume, err);
+    }
+    if (r < 0)
+        return r;
     event_record(
         job->manager, "volume.resized", job->record.volume_id,
         json_pack("{s:s, s:I}", "name", job->record.volume_name, "size", (json_int_t)job_get_number(job, "size")));
