@@ -47,7 +47,7 @@ static int read_integer(const struct member *member, const json_t *value, uint64
 
 static int read_member(const struct member *member, json_t *value, void *field, struct error *err)
 {
-    uint64_t number;
+    uint64_t number = 0;
     int r;
     switch (member->type) {
     case MEMBER_TEXT:

@@ -88,7 +88,7 @@ static int append_line(struct stream *stream, const json_t *event)
 static int fill(struct stream *stream)
 {
     json_t *events, *event;
-    size_t index;
+    size_t index = 0;
     stream->length = stream->taken = 0;
     int r = manager_event_list(stream->manager, stream->after, BATCH_EVENTS, &events, NULL);
     if (r < 0)

@@ -65,8 +65,8 @@ int receive_headers(struct request *request, const struct config *config, const 
     int r = identify(request, config, err);
     if (r == 0)
         r = route_find(method, path, &route, request->parameters, err);
-    if (r < 0)
-        return r;
+    if (r < 0 || !route)
+        return r < 0 ? r : -ENOENT;
     request->route = route;
     if (request->caller.role < route->role) {
         (void)error_set(err, EACCES, "%s %s needs the role %s; yours is %s", method, route->pattern,

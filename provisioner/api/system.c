@@ -50,7 +50,7 @@ static void count_member(json_t *counts, const json_t *object, const char *membe
 
 static void count_all(json_t *counts, const json_t *array, const char *member)
 {
-    size_t index;
+    size_t index = 0;
     json_t *object = NULL;
     json_array_foreach (array, index, object) {
         count_member(counts, object, member);
@@ -71,7 +71,7 @@ static void print_pools(FILE *out, const json_t *pools)
 {
     static const char *const members[] = {"capacity", "used", "available", "promised"};
     for (size_t i = 0; i < sizeof(members) / sizeof(members[0]); i++) {
-        size_t index;
+        size_t index = 0;
         json_t *pool;
         (void)fprintf(out, "# HELP platter_pool_%s_bytes Bytes of the pool: %s.\n# TYPE platter_pool_%s_bytes gauge\n",
                       members[i], members[i], members[i]);

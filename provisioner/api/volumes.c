@@ -69,7 +69,7 @@ static int read_parents(struct import_request *import, struct error *err)
     };
     import->spec.layers[0] = (struct import_layer){import->source, import->source_format};
     import->spec.layer_count = 1;
-    size_t index;
+    size_t index = 0;
     json_t *parent;
     json_array_foreach (import->parents, index, parent) {
         if (import->spec.layer_count == IMPORT_LAYERS_MAX)
@@ -129,7 +129,7 @@ int handle_volume_get(struct request *request, struct error *err)
 int handle_volume_resize(struct request *request, struct error *err)
 {
     struct resize {
-        uint64_t size;
+        uint64_t size = 0;
     } resize = {0};
     static const struct member members[] = {
         {"size", MEMBER_U64, offsetof(struct resize, size), true, NULL, 0},

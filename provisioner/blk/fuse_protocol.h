@@ -19,8 +19,8 @@ enum { FUSE_NOTIFICATION_RESEND = 7 };
 
 /* What INIT settles. 32 pages: more bring no throughput through a loop device, only memory. */
 #define FUSE_TRANSFER_PAGES 32u
-#define FUSE_TRANSFER_MAX (FUSE_TRANSFER_PAGES * 4096u) /* bytes of one READ or WRITE */
-#define FUSE_BACKGROUND_MAX 256u                        /* asynchronous requests at one time */
+#define FUSE_TRANSFER_MAX (FUSE_TRANSFER_PAGES * UINT64_C(4096)) /* bytes of one READ or WRITE */
+#define FUSE_BACKGROUND_MAX 256u                                 /* asynchronous requests at one time */
 #define FUSE_CONGESTION 192u
 
 /* The header of a WRITE: read so that it ends where the page-aligned data begins. */

@@ -170,7 +170,7 @@ static void option_list(struct nbd_connection *connection, uint32_t length)
         answer(connection, NBD_OPT_LIST, NBD_REP_ERR_INVALID, NULL, 0);
         return;
     }
-    size_t name_length = strlen(name);
+    size_t name_length = strnlen(name, NBD_NAME_MAX);
     store_be32(entry, (uint32_t)name_length);
     memcpy(entry + 4, name, name_length);
     answer(connection, NBD_OPT_LIST, NBD_REP_SERVER, entry, 4 + name_length);

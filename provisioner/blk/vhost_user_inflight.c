@@ -122,7 +122,7 @@ static int arrival_compare(const void *a, const void *b)
 
 static unsigned collect(struct inflight_queue *queue, uint16_t *ret_heads)
 {
-    struct arrival arrivals[VIRTQUEUE_SIZE_MAX];
+    struct arrival arrivals[VIRTQUEUE_SIZE_MAX] = {0};
     unsigned count = 0;
     for (uint16_t i = 0; i < queue->size; i++) {
         struct inflight_descriptor *d = &queue->shared->descriptors[i];

@@ -91,13 +91,13 @@ static int size_of(int fd, uint64_t *ret_size)
 
 static int check_ends(int fd, const char *name, struct error *err)
 {
-    uint64_t size;
+    uint64_t size = 0;
     int r = size_of(fd, &size);
     if (r < 0 || size == 0)
         return error_sys(err, r < 0 ? r : EIO, "measure '%s'", name);
     size_t length = (size_t)MIN(size, MIB);
-    CLEANUP_FREE uint8_t *head = malloc(length);
-    CLEANUP_FREE uint8_t *tail = malloc(length);
+    CLEANUP_FREE uint8_t *head = calloc(1, length);
+    CLEANUP_FREE uint8_t *tail = calloc(1, length);
     if (!head || !tail)
         return error_sys(err, ENOMEM, "look at '%s'", name);
     r = read_whole(fd, head, length, 0);

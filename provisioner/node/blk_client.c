@@ -313,7 +313,7 @@ static int greet(struct blk_client *c, pid_t known, struct error *err)
         c->pidfd = pidfd_open(c->pid, 0);
     if (c->pidfd < 0)
         return error_sys(err, errno, "hold on to block server %d", (int)c->pid);
-    struct blk_hello hello;
+    struct blk_hello hello = {0};
     r = blk_hello(c, &hello, err);
     if (r == 0 && hello.pid != c->pid)
         r = error_set(err, EPROTO, "'%s' is served by process %d, not %d", c->path, (int)hello.pid, (int)c->pid);

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/text.h"
 
 #define LOOP_TRIES 64 /* LOOP_CTL_GET_FREE only shows a free device: another process may take it first */
 
@@ -81,7 +82,7 @@ int loop_attach(int fd, const char *label, bool read_only, char ret_device[LOOP_
         if (loop < 0)
             return error_sys(err, errno, "open %s", device);
         if (ioctl(loop, LOOP_CONFIGURE, &config) == 0) {
-            (void)strcpy(ret_device, device);
+            text_copy_bounded(ret_device, LOOP_DEVICE_MAX, device);
             return 0;
         }
         if (errno != EBUSY)
@@ -148,7 +149,7 @@ int loop_find(const char *label, char ret_device[LOOP_DEVICE_MAX], struct error 
         return r;
     if (r == 0)
         return error_set(err, ENOENT, "no loop device is bound to %s", label);
-    (void)strcpy(ret_device, device);
+    text_copy_bounded(ret_device, LOOP_DEVICE_MAX, device);
     return 0;
 }
 
@@ -169,14 +170,13 @@ int loop_walk(const char *prefix, loop_fn fn, void *arg, struct error *err)
         return error_sys(err, errno, "list /sys/block");
     struct dirent *entry;
     while ((entry = readdir(dir))) {
-        unsigned number;
-        char end, path[64], device[LOOP_DEVICE_MAX], label[LOOP_LABEL_MAX];
-        if (sscanf(entry->d_name, "loop%u%c", &number, &end) != 1)
+        char path[64], device[LOOP_DEVICE_MAX], label[LOOP_LABEL_MAX];
+        if (strncmp(entry->d_name, "loop", 4) != 0 || strlen(entry->d_name) >= LOOP_DEVICE_MAX - strlen("/dev/"))
             continue;
-        (void)snprintf(path, sizeof(path), "/sys/block/loop%u/loop", number);
+        (void)snprintf(path, sizeof(path), "/sys/block/%s/loop", entry->d_name);
         if (access(path, F_OK) < 0)
             continue;
-        (void)snprintf(device, sizeof(device), "/dev/loop%u", number);
+        (void)snprintf(device, sizeof(device), "/dev/%s", entry->d_name);
         CLEANUP_CLOSE int fd = open(device, O_RDONLY | O_CLOEXEC);
         if (fd < 0 || loop_label(fd, label) < 0 || strncmp(label, prefix, strlen(prefix)) != 0)
             continue;

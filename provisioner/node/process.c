@@ -104,7 +104,7 @@ static int child_wait(pid_t pid, int pidfd, int output_fd, int deadline_ms, int 
             (void)kill_and_wait(pid, pidfd);
             return n < 0 ? -errno : n == 0 ? -ETIMEDOUT : -ECANCELED;
         }
-        if (fds[2].revents && !output_read(output_fd, output, length))
+        if (output && fds[2].revents && !output_read(output_fd, output, length))
             fds[2].fd = -1;
         if (fds[0].revents && !fds[2].revents)
             break;
@@ -182,7 +182,7 @@ static void child_answer(int socket, int result)
 
 static int child_result(int socket)
 {
-    int result;
+    int result = 0;
     struct iovec iov = {.iov_base = &result, .iov_len = sizeof(result)};
     union {
         char space[CMSG_SPACE(sizeof(int))];

@@ -231,7 +231,7 @@ json_t *qmp_commands(const struct qmp_disk *d)
 /* Append the ids of bridges without devices below; they may be root ports that take a disk. */
 static void find_ports(const json_t *devices, json_t *ports, int depth)
 {
-    size_t i;
+    size_t i = 0;
     json_t *device;
     json_array_foreach (devices, i, device) {
         const json_t *bridge = json_object_get(device, "pci_bridge");
@@ -253,7 +253,7 @@ static int free_ports(struct qmp *q, json_t **ret_ports, struct error *err)
     if (r < 0)
         return r;
     json_t *ports = json_array(), *bus;
-    size_t i;
+    size_t i = 0;
     json_array_foreach (buses, i, bus)
         find_ports(json_object_get(bus, "devices"), ports, 0);
     json_decref(buses);
@@ -264,7 +264,7 @@ static int free_ports(struct qmp *q, json_t **ret_ports, struct error *err)
 static bool device_is_there(struct qmp *q, const char *id)
 {
     json_t *list = NULL, *entry;
-    size_t i;
+    size_t i = 0;
     bool found = false;
     if (qmp_execute(q, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), &list, NULL) < 0)
         return false;

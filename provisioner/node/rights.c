@@ -13,6 +13,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "common/text.h"
+
 #include "provisioner/node/process.h"
 
 #define RIGHTS_DEADLINE_MS 10000
@@ -115,7 +117,7 @@ int rights_connect(const struct rights *rights, const char *path, int *ret_fd, s
     struct task task = {.rights = rights, .path = path, .address = {.sun_family = AF_UNIX}};
     if (strlen(path) >= sizeof(task.address.sun_path))
         return error_set(err, ENAMETOOLONG, "socket path '%s' is too long", path);
-    (void)strcpy(task.address.sun_path, path);
+    text_copy(task.address.sun_path, path);
     int r = process_child(task_connect, &task, 1, RIGHTS_DEADLINE_MS);
     if (r < 0)
         return error_sys(err, r, "connect to '%s' as user %u", path, rights->uid);

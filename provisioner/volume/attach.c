@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/checked.h"
+#include "common/text.h"
 #include "provisioner/volume/server.h"
 
 #define QUEUES_DEFAULT 2
@@ -85,11 +86,11 @@ static int choose_via(struct manager *m, const struct attach_spec *s, const stru
                       char via[WORD_MAX], struct error *err)
 {
     if (strcmp(s->kind, "vm") == 0) {
-        (void)strcpy(via, s->export ? s->export : "vhost-user-blk");
+        text_copy_bounded(via, WORD_MAX, s->export ? s->export : "vhost-user-blk");
         return 0;
     }
     CLEANUP_FREE struct layer_record *layers = NULL;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_layer_chain(m->catalogue, volume->top_layer, &layers, &count, err);
     if (r < 0)
         return r;
@@ -97,7 +98,7 @@ static int choose_via(struct manager *m, const struct attach_spec *s, const stru
     const char *wanted = s->via && strcmp(s->via, "auto") != 0 ? s->via : plain ? "loop" : "fuse";
     if (!plain && strcmp(wanted, "loop") == 0)
         return error_set(err, EOPNOTSUPP, "only a raw volume can be a loop device without a server: use via fuse");
-    (void)strcpy(via, wanted);
+    text_copy_bounded(via, WORD_MAX, wanted);
     return 0;
 }
 
@@ -131,7 +132,7 @@ static int attach_existing(struct manager *m, const struct attach_spec *s, const
                 (strcmp(a.state, "attached") == 0 || strcmp(a.state, "attaching") == 0);
     if (same) {
         *ret_ticket = (struct ticket){.existed = true};
-        (void)strcpy(ret_ticket->object, a.id);
+        text_copy(ret_ticket->object, a.id);
         if (strcmp(a.state, "attaching") == 0)
             job_find_active(m, a.id, ret_ticket->job);
         r = 0;
@@ -151,7 +152,7 @@ static int attach_insert(struct job *job, void *arg, struct error *err)
 {
     struct attachment_record *a = arg;
     struct manager *m = job->manager;
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     if (r == 0)
         r = volume_check_free(m, &volume, a->read_only, err);
@@ -161,7 +162,7 @@ static int attach_insert(struct job *job, void *arg, struct error *err)
         return r;
     /* Handed out for writing, it may hold anything from now on. */
     if (!a->read_only && strcmp(a->kind, "mount") != 0 && strcmp(volume.content, "any") != 0) {
-        (void)strcpy(volume.content, "any");
+        text_copy(volume.content, "any");
         r = catalogue_volume_update(m->catalogue, &volume, err);
     }
     return r < 0 ? r : catalogue_attachment_insert(m->catalogue, a, err);
@@ -195,11 +196,11 @@ static int attach_fill(struct manager *m, const struct caller *caller, const str
     r = choose_via(m, s, volume, a->via, err);
     if (r < 0)
         return r;
-    (void)strcpy(a->volume_id, volume->id);
-    (void)strcpy(a->kind, s->kind);
-    (void)strcpy(a->state, "attaching");
-    (void)strcpy(a->target, target);
-    (void)strcpy(a->boot_id, m->boot_id);
+    text_copy(a->volume_id, volume->id);
+    text_copy(a->kind, s->kind);
+    text_copy(a->state, "attaching");
+    text_copy(a->target, target);
+    text_copy(a->boot_id, m->boot_id);
     (void)snprintf(a->holder, sizeof(a->holder), "%s", s->holder ? s->holder : "");
     a->data = strdup("{}");
     return a->data ? 0 : error_sys(err, ENOMEM, "new attachment");
@@ -216,7 +217,7 @@ int manager_attach(struct manager *m, const struct caller *caller, const struct 
                    struct ticket *ret_ticket, struct error *err)
 {
     char target[CATALOGUE_PATH_MAX] = "";
-    struct volume_record volume;
+    struct volume_record volume = {0};
     struct attachment_record a = {0};
     CLEANUP_JOB struct job *job = NULL;
     if (!spec->volume || !spec->kind)
@@ -250,8 +251,8 @@ int manager_attach(struct manager *m, const struct caller *caller, const struct 
 int finish_attach(struct job *job, struct error *err)
 {
     struct manager *m = job->manager;
-    struct attachment_record a;
-    struct volume_record volume;
+    struct attachment_record a = {0};
+    struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     if (r == 0)
         r = job_attachment(job, &a, err);
@@ -259,7 +260,7 @@ int finish_attach(struct job *job, struct error *err)
         return r;
     if (strcmp(a.kind, "vm") == 0)
         (void)json_object_set_new(job->data, "qemu", vm_instructions(job, &a, &volume));
-    (void)strcpy(a.state, "attached");
+    text_copy(a.state, "attached");
     free(a.data);
     a.data = attach_facts_text(job);
     r = a.data ? catalogue_attachment_update(m->catalogue, &a, err) : error_sys(err, ENOMEM, "attach");
@@ -277,12 +278,12 @@ int abandon_attach(struct job *job, const struct error *cause, bool undone, stru
     struct manager *m = job->manager;
     if (undone)
         return catalogue_attachment_delete(m->catalogue, job->record.attachment_id, err);
-    struct attachment_record a;
+    struct attachment_record a = {0};
     int r = job_attachment(job, &a, err);
     if (r < 0)
         return r;
     (void)json_object_set_new(job->data, "error", json_string(cause->message));
-    (void)strcpy(a.state, "failed");
+    text_copy(a.state, "failed");
     free(a.data);
     a.data = attach_facts_text(job);
     r = a.data ? catalogue_attachment_update(m->catalogue, &a, err) : error_sys(err, ENOMEM, "attach");
@@ -297,7 +298,7 @@ int abandon_attach(struct job *job, const struct error *cause, bool undone, stru
 static int detach_insert(struct job *job, void *arg, struct error *err)
 {
     struct manager *m = job->manager;
-    struct attachment_record a;
+    struct attachment_record a = {0};
     (void)arg;
     char active[ID_MAX];
     if (catalogue_job_active(m->catalogue, job->record.attachment_id, active, NULL) == 0) {
@@ -309,7 +310,7 @@ static int detach_insert(struct job *job, void *arg, struct error *err)
     if (r < 0)
         return r;
     r = job_set(job, "previous", a.state, err);
-    (void)strcpy(a.state, "detaching");
+    text_copy(a.state, "detaching");
     if (r == 0)
         r = catalogue_attachment_update(m->catalogue, &a, err);
     attachment_record_done(&a);
@@ -319,8 +320,8 @@ static int detach_insert(struct job *job, void *arg, struct error *err)
 int manager_detach(struct manager *m, const struct caller *caller, const char *id, struct ticket *ret_ticket,
                    struct error *err)
 {
-    struct attachment_record a;
-    struct volume_record volume;
+    struct attachment_record a = {0};
+    struct volume_record volume = {0};
     CLEANUP_JOB struct job *job = NULL;
     int r = caller_require(caller, CALLER_OPERATOR, err);
     if (r == 0)
@@ -329,7 +330,7 @@ int manager_detach(struct manager *m, const struct caller *caller, const char *i
         return r;
     r = catalogue_volume_find(m->catalogue, a.volume_id, &volume, err);
     struct ticket ticket = {.existed = true};
-    (void)strcpy(ticket.object, a.id);
+    text_copy(ticket.object, a.id);
     if (r == 0 && strcmp(a.state, "detaching") == 0)
         job_find_active(m, a.id, ticket.job);
     if (ticket.job[0]) {
@@ -358,7 +359,7 @@ static int finish_detach(struct job *job, struct error *err)
 /* Refused at its first real step, nothing changed; later, something is missing, and detach is to be asked again. */
 static int abandon_detach(struct job *job, const struct error *cause, bool undone, struct error *err)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     (void)cause;
     int r = job_attachment(job, &a, err);
     if (r < 0)

@@ -42,7 +42,7 @@ int chain_open(struct manager *m, const struct volume_record *volume, bool read_
                struct error *err)
 {
     CLEANUP_CHAIN struct chain chain = {0};
-    size_t count;
+    size_t count = 0;
     int r = catalogue_layer_chain(m->catalogue, volume->top_layer, &chain.records, &count, err);
     if (r < 0)
         return r;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/checked.h"
+#include "common/text.h"
 #include "provisioner/node/image_lock.h"
 #include "provisioner/volume/chain.h"
 #include "provisioner/volume/lifecycle.h"
@@ -74,22 +75,22 @@ static int intent_fill(const struct volume_spec *s, const struct pool_record *po
         r = catalogue_id("lay-", l->id);
     if (r < 0)
         return error_sys(err, r, "new volume");
-    (void)strcpy(v->name, s->name);
-    (void)strcpy(v->pool_id, pool->id);
-    (void)strcpy(v->kind, "block");
-    (void)strcpy(v->state, "creating");
-    (void)strcpy(v->content, "blank");
-    (void)strcpy(v->filesystem, s->filesystem ? s->filesystem : "ext4");
-    (void)strcpy(v->top_layer, l->id);
-    (void)strcpy(l->volume_id, v->id);
-    (void)strcpy(l->pool_id, pool->id);
-    (void)strcpy(l->format, qcow2 ? "qcow2" : "raw");
+    text_copy(v->name, s->name);
+    text_copy(v->pool_id, pool->id);
+    text_copy(v->kind, "block");
+    text_copy(v->state, "creating");
+    text_copy(v->content, "blank");
+    text_copy(v->filesystem, s->filesystem ? s->filesystem : "ext4");
+    text_copy(v->top_layer, l->id);
+    text_copy(l->volume_id, v->id);
+    text_copy(l->pool_id, pool->id);
+    text_copy(l->format, qcow2 ? "qcow2" : "raw");
     if (qcow2) {
         l->cluster_size = s->cluster_size ? s->cluster_size : 65536;
         l->version = s->version ? s->version : 3;
         l->refcount_bits = s->refcount_bits ? s->refcount_bits : 16;
         l->extended_l2 = s->extended_l2;
-        (void)strcpy(l->compression, s->compression ? s->compression : "zlib");
+        text_copy(l->compression, s->compression ? s->compression : "zlib");
     }
     CLEANUP_JSON json_t *spec =
         json_pack("{s:s, s:s, s:I, s:s, s:i, s:i, s:b, s:s, s:i, s:b, s:s}", "kind", "create", "pool", pool->id, "size",
@@ -113,9 +114,9 @@ static int intent_insert(struct job *job, void *arg, struct error *err)
 int manager_volume_create(struct manager *m, const struct caller *caller, const struct volume_spec *spec,
                           struct ticket *ret_ticket, struct error *err)
 {
-    struct pool_record pool;
+    struct pool_record pool = {0};
     struct intent intent;
-    uint64_t size;
+    uint64_t size = 0;
     int r = caller_require(caller, CALLER_OPERATOR, err);
     if (r == 0)
         r = check_spec(spec, err);
@@ -148,14 +149,14 @@ int manager_volume_create(struct manager *m, const struct caller *caller, const 
 
 static int job_top_layer(const struct job *job, struct layer_record *ret_layer, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     return r < 0 ? r : catalogue_layer_find(job->manager->catalogue, volume.top_layer, ret_layer, err);
 }
 
 static int step_file(struct job *job, struct error *err)
 {
-    struct layer_record layer;
+    struct layer_record layer = {0};
     CLEANUP_CLOSE int fd = -1;
     int r = job_top_layer(job, &layer, err);
     return r < 0 ? r : layer_file_create(job->manager, &layer, &fd, err);
@@ -163,7 +164,7 @@ static int step_file(struct job *job, struct error *err)
 
 static int step_image(struct job *job, struct error *err)
 {
-    struct layer_record layer;
+    struct layer_record layer = {0};
     CLEANUP_POOL struct pool *pool = NULL;
     CLEANUP_CLOSE int fd = -1;
     int r = job_top_layer(job, &layer, err);
@@ -209,7 +210,7 @@ const struct job_kind job_volume_create = {
 
 static int delete_insert(struct job *job, void *arg, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     (void)arg;
     int r = job_volume(job, &volume, err);
     if (r == 0)
@@ -219,14 +220,14 @@ static int delete_insert(struct job *job, void *arg, struct error *err)
     r = job_set(job, "previous", volume.state, err);
     if (r < 0)
         return r;
-    (void)strcpy(volume.state, "deleting");
+    text_copy(volume.state, "deleting");
     return catalogue_volume_update(job->manager->catalogue, &volume, err);
 }
 
 int manager_volume_delete(struct manager *m, const struct caller *caller, const char *name_or_id,
                           struct ticket *ret_ticket, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = caller_require(caller, CALLER_OPERATOR, err);
     if (r == 0)
         r = catalogue_volume_find(m->catalogue, name_or_id, &volume, err);
@@ -236,8 +237,8 @@ int manager_volume_delete(struct manager *m, const struct caller *caller, const 
     job_find_active(m, volume.id, active);
     if (active[0] && strcmp(volume.state, "deleting") == 0) {
         *ret_ticket = (struct ticket){.existed = true};
-        (void)strcpy(ret_ticket->job, active);
-        (void)strcpy(ret_ticket->object, volume.id);
+        text_copy(ret_ticket->job, active);
+        text_copy(ret_ticket->object, volume.id);
         return 0;
     }
     /* Failed ones and those whose deletion failed may be deleted, too. */
@@ -253,7 +254,7 @@ int manager_volume_delete(struct manager *m, const struct caller *caller, const 
 /* Somebody outside may have the image open: then nothing is deleted yet. */
 static int step_exclusive(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_CHAIN struct chain chain = {0};
     int r = job_volume(job, &volume, err);
     if (r < 0)
@@ -270,7 +271,7 @@ static const struct job_step delete_steps[] = {
 
 static int finish_delete(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     if (r < 0)
         return r;
@@ -284,7 +285,7 @@ static int finish_delete(struct job *job, struct error *err)
 
 static int abandon_delete(struct job *job, const struct error *cause, bool undone, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     (void)cause;
     int r = job_volume(job, &volume, err);
     if (r < 0)

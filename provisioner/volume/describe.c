@@ -15,7 +15,7 @@ static json_t *describe_layer(struct pool *pool, const struct layer_record *laye
 {
     json_t *json =
         json_pack("{s:s, s:s, s:I}", "id", layer->id, "format", layer->format, "size", (json_int_t)layer->size);
-    uint64_t bytes;
+    uint64_t bytes = 0;
     if (pool && pool->ops->image_used(pool, layer->id, &bytes, NULL) == 0) {
         (void)json_object_set_new(json, "used", json_integer((json_int_t)bytes));
         *used += bytes;
@@ -70,7 +70,7 @@ json_t *describe_volume(struct manager *m, const struct volume_record *record)
 
 int manager_volume_get(struct manager *m, const char *name_or_id, json_t **ret_volume, struct error *err)
 {
-    struct volume_record record;
+    struct volume_record record = {0};
     int r = catalogue_volume_find(m->catalogue, name_or_id, &record, err);
     if (r == 0)
         *ret_volume = describe_volume(m, &record);
@@ -82,7 +82,7 @@ int manager_volume_list(struct manager *m, const char *pool, const char *after, 
 {
     CLEANUP_FREE struct volume_record *records = NULL;
     struct pool_record pool_record = {0};
-    size_t count;
+    size_t count = 0;
     int r = pool ? catalogue_pool_find(m->catalogue, pool, &pool_record, err) : 0;
     if (r == 0)
         r = catalogue_volume_list(m->catalogue, pool ? pool_record.id : NULL, after,
@@ -156,7 +156,7 @@ int manager_attachment_list(struct manager *m, const char *volume, json_t **ret_
 {
     struct attachment_record *records;
     struct volume_record volume_record = {0};
-    size_t count;
+    size_t count = 0;
     int r = volume ? catalogue_volume_find(m->catalogue, volume, &volume_record, err) : 0;
     if (r == 0)
         r = catalogue_attachment_list(m->catalogue, volume ? volume_record.id : NULL, &records, &count, err);
@@ -193,7 +193,7 @@ static json_t *describe_job(const struct job_record *record)
 
 int manager_job_get(struct manager *m, const char *id, json_t **ret_job, struct error *err)
 {
-    struct job_record record;
+    struct job_record record = {0};
     int r = catalogue_job_find(m->catalogue, id, &record, err);
     if (r < 0)
         return r;
@@ -205,7 +205,7 @@ int manager_job_get(struct manager *m, const char *id, json_t **ret_job, struct 
 int manager_job_list(struct manager *m, const char *state, json_t **ret_jobs, struct error *err)
 {
     struct job_record *records;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_job_list(m->catalogue, state, LIST_LIMIT, &records, &count, err);
     if (r < 0)
         return r;
@@ -235,7 +235,7 @@ static json_t *job_object(struct manager *m, const struct job_record *record)
 
 int manager_job_result(struct manager *m, const char *id, json_t **ret_object, struct error *err)
 {
-    struct job_record record;
+    struct job_record record = {0};
     int r = catalogue_job_find(m->catalogue, id, &record, err);
     if (r < 0)
         return r;

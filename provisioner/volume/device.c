@@ -13,7 +13,7 @@
 
 static bool attach_via(const struct job *job, const char *via)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     if (job_attachment(job, &a, NULL) < 0)
         return false;
     bool is = strcmp(a.via, via) == 0;
@@ -23,7 +23,7 @@ static bool attach_via(const struct job *job, const char *via)
 
 static bool attach_read_only(const struct job *job)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     if (job_attachment(job, &a, NULL) < 0)
         return true;
     bool read_only = a.read_only;
@@ -33,7 +33,7 @@ static bool attach_read_only(const struct job *job)
 
 static int server_open(struct job *job, struct blk_client *client, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_CHAIN struct chain chain = {0};
     struct blk_geometry geometry;
     bool read_only = attach_read_only(job);
@@ -48,7 +48,7 @@ int step_server(struct job *job, struct error *err)
     if (attach_via(job, "loop"))
         return 0;
     struct blk_client *client;
-    struct blk_hello hello;
+    struct blk_hello hello = {0};
     int r = server_ensure(job->manager, job->record.attachment_id, &client, err);
     if (r == 0)
         r = blk_hello(client, &hello, err);
@@ -82,7 +82,7 @@ int step_fuse(struct job *job, struct error *err)
         return 0;
     char path[MANAGER_PATH_MAX];
     struct blk_client *client;
-    struct blk_hello hello;
+    struct blk_hello hello = {0};
     int r = fuse_path(job, path, sizeof(path), err);
     if (r == 0)
         r = server_connect(job->manager, job->record.attachment_id, &client, err);
@@ -109,7 +109,7 @@ int undo_fuse(struct job *job, struct error *err)
 static int loop_backing(struct job *job, bool read_only, int *ret_fd, struct error *err)
 {
     if (attach_via(job, "loop")) {
-        struct volume_record volume;
+        struct volume_record volume = {0};
         CLEANUP_CHAIN struct chain chain = {0};
         int r = job_volume(job, &volume, err);
         if (r == 0)

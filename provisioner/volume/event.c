@@ -22,7 +22,7 @@ void event_record(struct manager *m, const char *kind, const char *object, json_
 {
     CLEANUP_JSON json_t *owned = data;
     CLEANUP_FREE char *text = data ? json_text(data) : NULL;
-    uint64_t seq;
+    uint64_t seq = 0;
     struct error err = ERROR_INIT;
     if (catalogue_event_insert(m->catalogue, kind, object, text, &seq, &err) < 0)
         log_error("event '%s' of '%s' is lost: %s", kind, object, err.message);
@@ -62,7 +62,7 @@ uint64_t manager_event_last(struct manager *m)
 int manager_event_list(struct manager *m, uint64_t after, unsigned limit, json_t **ret_events, struct error *err)
 {
     struct event_record *records;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_event_list(m->catalogue, after, limit ? limit : 1000, &records, &count, err);
     if (r < 0)
         return r;

@@ -17,7 +17,7 @@
 
 static int export_insert(struct job *job, void *arg, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     (void)arg;
     int r = job_volume(job, &volume, err);
     if (r == 0)
@@ -40,7 +40,7 @@ static int check_export(const struct export_spec *s, struct error *err)
 int manager_volume_export(struct manager *m, const struct caller *caller, const struct export_spec *spec,
                           struct ticket *ret_ticket, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_JOB struct job *job = NULL;
     if (!spec->volume)
         return error_set(err, EINVAL, "an export needs a volume");
@@ -100,7 +100,7 @@ static int undo_export_file(struct job *job, struct error *err)
 static int step_export_convert(struct job *job, struct error *err)
 {
     struct rights rights;
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_CHAIN struct chain chain = {0};
     CLEANUP_CLOSE int fd = -1;
     job_rights(job, &rights);

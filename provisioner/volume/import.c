@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "common/checked.h"
+#include "common/text.h"
 #include "provisioner/node/copy.h"
 #include "provisioner/node/image_lock.h"
 #include "provisioner/volume/chain.h"
@@ -75,7 +76,7 @@ static int fill_spec(const struct import_spec *s, const struct pool_record *pool
     if (!text)
         return error_sys(err, ENOMEM, "new volume");
     if (strlen(text) < sizeof(v->spec)) {
-        (void)strcpy(v->spec, text);
+        text_copy(v->spec, text);
         return 0;
     }
     uint64_t hash = UINT64_C(14695981039346656037); /* FNV-1a */
@@ -95,13 +96,13 @@ static int fill_layers(const struct import_spec *s, struct intent *intent, struc
         int r = catalogue_id("lay-", l->id);
         if (r < 0)
             return error_sys(err, r, "new volume");
-        (void)strcpy(l->volume_id, v->id);
-        (void)strcpy(l->pool_id, v->pool_id);
-        (void)strcpy(l->format, s->preserve ? s->layers[i].format : s->format ? s->format : "qcow2");
+        text_copy(l->volume_id, v->id);
+        text_copy(l->pool_id, v->pool_id);
+        text_copy(l->format, s->preserve ? s->layers[i].format : s->format ? s->format : "qcow2");
         if (i + 1 < intent->layer_count)
-            (void)strcpy(l->parent_id, intent->layers[i + 1].id);
+            text_copy(l->parent_id, intent->layers[i + 1].id);
     }
-    (void)strcpy(v->top_layer, intent->layers[0].id);
+    text_copy(v->top_layer, intent->layers[0].id);
     return 0;
 }
 
@@ -113,12 +114,12 @@ static int fill_intent(const struct import_spec *s, const struct pool_record *po
     int r = catalogue_id("vol-", v->id);
     if (r < 0)
         return error_sys(err, r, "new volume");
-    (void)strcpy(v->name, s->name);
-    (void)strcpy(v->pool_id, pool->id);
-    (void)strcpy(v->kind, "block");
-    (void)strcpy(v->state, "creating");
-    (void)strcpy(v->content, "any");
-    (void)strcpy(v->filesystem, s->filesystem ? s->filesystem : "");
+    text_copy(v->name, s->name);
+    text_copy(v->pool_id, pool->id);
+    text_copy(v->kind, "block");
+    text_copy(v->state, "creating");
+    text_copy(v->content, "any");
+    text_copy(v->filesystem, s->filesystem ? s->filesystem : "");
     r = fill_spec(s, pool, v, err);
     return r < 0 ? r : fill_layers(s, intent, err);
 }
@@ -135,7 +136,7 @@ static int intent_insert(struct job *job, void *arg, struct error *err)
 int manager_volume_import(struct manager *m, const struct caller *caller, const struct import_spec *spec,
                           struct ticket *ret_ticket, struct error *err)
 {
-    struct pool_record pool;
+    struct pool_record pool = {0};
     struct intent intent;
     CLEANUP_JOB struct job *job = NULL;
     int r = caller_require(caller, CALLER_OPERATOR, err);
@@ -281,17 +282,17 @@ static void layer_default(struct layer_record *layer, uint64_t size)
     layer->cluster_size = 65536;
     layer->version = 3;
     layer->refcount_bits = 16;
-    (void)strcpy(layer->compression, "zlib");
+    text_copy(layer->compression, "zlib");
 }
 
 /* Record what was found out. A converted volume is rounded up; a preserved one keeps its own size. */
 static int probe_record(struct job *job, const struct blk_info *infos, struct error *err)
 {
     struct manager *m = job->manager;
-    struct volume_record volume;
-    struct pool_record pool;
+    struct volume_record volume = {0};
+    struct pool_record pool = {0};
     CLEANUP_FREE struct layer_record *layers = NULL;
-    size_t count;
+    size_t count = 0;
     uint64_t size = infos[0].size;
     int r = preserving(job) ? 0 : volume_size(infos[0].size, &size, err);
     if (r == 0 && (size == 0 || size > VOLUME_SIZE_MAX))
@@ -336,9 +337,9 @@ static int step_probe(struct job *job, struct error *err)
 
 static int step_files(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_FREE struct layer_record *layers = NULL;
-    size_t count;
+    size_t count = 0;
     int r = job_volume(job, &volume, err);
     if (r == 0)
         r = catalogue_layer_chain(job->manager->catalogue, volume.top_layer, &layers, &count, err);
@@ -383,10 +384,10 @@ static int convert(struct job *job, const struct sources *sources, const struct 
 
 static int step_copy(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP(sources_done) struct sources sources = {0};
     CLEANUP_FREE struct layer_record *layers = NULL;
-    size_t count;
+    size_t count = 0;
     int r = job_volume(job, &volume, err);
     if (r == 0)
         r = catalogue_layer_chain(job->manager->catalogue, volume.top_layer, &layers, &count, err);
@@ -412,7 +413,7 @@ static int step_verify(struct job *job, struct error *err)
 {
     if (!preserving(job))
         return 0;
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_CHAIN struct chain chain = {0};
     CLEANUP_FREE struct blk_info *infos = calloc(IMPORT_LAYERS_MAX, sizeof(*infos));
     if (!infos)
@@ -426,7 +427,7 @@ static int step_verify(struct job *job, struct error *err)
         return r;
     if (infos[0].size != volume.size)
         return error_set(err, EINVAL, "'%s' changed while it was imported", source_path(job, 0));
-    bool blank;
+    bool blank = false;
     struct blk_worker worker = job_worker(job);
     return blk_worker_blank(&worker, chain.layers, chain.count, &blank, err);
 }

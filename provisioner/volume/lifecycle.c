@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/checked.h"
+#include "common/text.h"
 
 int volume_size(uint64_t size, uint64_t *ret_size, struct error *err)
 {
@@ -25,7 +26,7 @@ int volume_pool(struct manager *m, const char *name_or_id, struct pool_record *r
     if (name_or_id)
         return catalogue_pool_find(m->catalogue, name_or_id, ret_pool, err);
     CLEANUP_FREE struct pool_record *pools = NULL;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_pool_list(m->catalogue, &pools, &count, err);
     if (r < 0)
         return r;
@@ -37,7 +38,7 @@ int volume_pool(struct manager *m, const char *name_or_id, struct pool_record *r
 
 int volume_existing(struct manager *m, const char *name, const char *spec, struct ticket *ret_ticket, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = catalogue_volume_find(m->catalogue, name, &volume, err);
     if (r < 0)
         return r;
@@ -46,7 +47,7 @@ int volume_existing(struct manager *m, const char *name, const char *spec, struc
         return error_hint(err, "platter volume show %s", name);
     }
     *ret_ticket = (struct ticket){.existed = true};
-    (void)strcpy(ret_ticket->object, volume.id);
+    text_copy(ret_ticket->object, volume.id);
     if (strcmp(volume.state, "creating") == 0)
         job_find_active(m, volume.id, ret_ticket->job);
     return 0;
@@ -67,7 +68,7 @@ static int volume_in_use(const struct volume_record *volume, const struct attach
 int volume_check_free(struct manager *m, const struct volume_record *volume, bool writing_only, struct error *err)
 {
     struct attachment_record *attachments;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_attachment_list(m->catalogue, volume->id, &attachments, &count, err);
     for (size_t i = 0; r == 0 && i < count; i++) {
         if (!writing_only || !attachments[i].read_only)
@@ -118,8 +119,7 @@ int job_submit(struct job **job, int (*insert)(struct job *job, void *arg, struc
     if (r < 0)
         return r;
     struct ticket ticket = {0};
-    (void)strcpy(ticket.object,
-                 (*job)->record.attachment_id[0] ? (*job)->record.attachment_id : (*job)->record.volume_id);
+    text_copy(ticket.object, (*job)->record.attachment_id[0] ? (*job)->record.attachment_id : (*job)->record.volume_id);
     job_start(steal_ptr(job), &ticket);
     *ret_ticket = ticket;
     return 0;
@@ -148,9 +148,9 @@ static json_t *sidecar_layer(const struct layer_record *l)
 
 int sidecar_write(struct manager *m, struct pool *pool, const char *volume_id, struct error *err)
 {
-    struct volume_record v;
+    struct volume_record v = {0};
     CLEANUP_FREE struct layer_record *layers = NULL;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_volume_find(m->catalogue, volume_id, &v, err);
     if (r == 0)
         r = catalogue_layer_chain(m->catalogue, v.top_layer, &layers, &count, err);
@@ -172,7 +172,7 @@ int sidecar_write(struct manager *m, struct pool *pool, const char *volume_id, s
 
 int step_sidecar(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_POOL struct pool *pool = NULL;
     int r = job_volume(job, &volume, err);
     if (r == 0)
@@ -182,7 +182,7 @@ int step_sidecar(struct job *job, struct error *err)
 
 int undo_sidecar(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_POOL struct pool *pool = NULL;
     int r = job_volume(job, &volume, err);
     if (r == 0)
@@ -215,7 +215,7 @@ int layer_file_delete(struct manager *m, const struct layer_record *layer, struc
 
 int undo_layer_files(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     CLEANUP_FREE struct layer_record *layers = NULL;
     size_t count = 0;
     int r = job_volume(job, &volume, err);
@@ -235,25 +235,25 @@ static json_t *volume_event(const struct volume_record *volume)
 
 int finish_new_volume(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     if (r < 0)
         return r;
-    (void)strcpy(volume.state, "available");
+    text_copy(volume.state, "available");
     event_record(job->manager, "volume.created", volume.id, volume_event(&volume));
     return catalogue_volume_update(job->manager->catalogue, &volume, err);
 }
 
 int abandon_new_volume(struct job *job, const struct error *cause, bool undone, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     (void)cause;
     int r = job_volume(job, &volume, err);
     if (r < 0)
         return r;
     if (undone)
         return catalogue_volume_delete(job->manager->catalogue, volume.id, err);
-    (void)strcpy(volume.state, "failed");
+    text_copy(volume.state, "failed");
     event_record(job->manager, "volume.failed", volume.id, volume_event(&volume));
     return catalogue_volume_update(job->manager->catalogue, &volume, err);
 }

@@ -11,6 +11,7 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "common/text.h"
 #include "provisioner/volume/job.h"
 #include "provisioner/volume/server.h"
 
@@ -53,8 +54,8 @@ static int manager_directories(struct manager *m, const struct manager_options *
     static const char *const folders[] = {"blk", "fuse", "vm"};
     if (strlen(options->state_dir) >= MANAGER_PATH_MAX - 32 || strlen(options->runtime_dir) >= 64)
         return error_set(err, ENAMETOOLONG, "the state or runtime directory's path is too long");
-    (void)strcpy(m->state_dir, options->state_dir);
-    (void)strcpy(m->runtime_dir, options->runtime_dir);
+    text_copy(m->state_dir, options->state_dir);
+    text_copy(m->runtime_dir, options->runtime_dir);
     int r = make_directory(m->state_dir, 0700, err);
     if (r == 0)
         r = make_directory(m->runtime_dir, 0755, err);

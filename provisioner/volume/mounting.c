@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/text.h"
 #include "provisioner/node/loop.h"
 #include "provisioner/node/mkfs.h"
 #include "provisioner/node/mount.h"
@@ -63,7 +64,7 @@ static int target_open(struct job *job, const char *target, int *ret_fd, char *c
 
 int step_target(struct job *job, struct error *err)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     CLEANUP_CLOSE int fd = -1;
     char canonical[CATALOGUE_PATH_MAX];
     int r = job_attachment(job, &a, err);
@@ -97,7 +98,7 @@ static int find_filesystem(struct job *job, struct volume_record *volume, struct
         (void)error_set(err, EOPNOTSUPP, "volume '%s' holds %s, which is not mounted", volume->name, type);
         return error_code(err, "unsupported");
     }
-    (void)strcpy(volume->filesystem, type);
+    text_copy(volume->filesystem, type);
     return volume_save(job, volume, err);
 }
 
@@ -111,7 +112,7 @@ static int format_device(struct job *job, struct volume_record *volume, struct e
             r = blank_check(fd, volume->name, err);
         if (r < 0)
             return r;
-        (void)strcpy(volume->content, "begun");
+        text_copy(volume->content, "begun");
         r = volume_save(job, volume, err);
         if (r < 0)
             return r;
@@ -125,14 +126,14 @@ static int format_device(struct job *job, struct volume_record *volume, struct e
     if (r < 0)
         return r;
     volume->formatted = true;
-    (void)strcpy(volume->content, "any");
+    text_copy(volume->content, "any");
     r = volume_save(job, volume, err);
     return r < 0 ? r : step_sidecar(job, err);
 }
 
 int step_format(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     if (r < 0)
         return r;
@@ -151,7 +152,7 @@ int step_format(struct job *job, struct error *err)
 /* Is the file system behind its volume, and of this type? */
 static bool is_behind(struct job *job, const char *type, struct volume_record *volume)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     if (job_attachment(job, &a, NULL) < 0)
         return false;
     bool read_only = a.read_only;
@@ -162,7 +163,7 @@ static bool is_behind(struct job *job, const char *type, struct volume_record *v
 
 int step_fit(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     dev_t rdev;
     if (!is_behind(job, "ext4", &volume))
         return 0;
@@ -175,7 +176,7 @@ int step_fit(struct job *job, struct error *err)
 
 int step_grow(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     if (!is_behind(job, "xfs", &volume))
         return 0;
     int r = mkfs_grow(job_get(job, "canonical"), "xfs", volume.size, err);
@@ -213,7 +214,7 @@ static int mount_on_target(struct job *job, const struct attachment_record *a, s
 
 int step_mount(struct job *job, struct error *err)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     dev_t rdev;
     int r = device_number(job, &rdev, err);
     if (r < 0 || mount_is_at(job_get(job, "canonical"), rdev))

@@ -22,7 +22,7 @@ static void orphan_add(json_t *orphans, const char *kind, const char *name, cons
 
 static bool attachment_known(struct manager *m, const char *id)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     if (!pool_id_valid(id, "att-") || catalogue_attachment_find(m->catalogue, id, &a, NULL) < 0)
         return false;
     attachment_record_done(&a);
@@ -40,8 +40,8 @@ struct pool_scan {
 static int scan_entry(void *arg, enum pool_entry kind, const char *name, const char *id, uint64_t used)
 {
     const struct pool_scan *scan = arg;
-    struct layer_record layer;
-    struct volume_record volume;
+    struct layer_record layer = {0};
+    struct volume_record volume = {0};
     bool known = true;
     if (kind == POOL_ENTRY_IMAGE)
         known = catalogue_layer_find(scan->manager->catalogue, id, &layer, NULL) == 0;
@@ -58,7 +58,7 @@ static int scan_entry(void *arg, enum pool_entry kind, const char *name, const c
 static int scan_pools(struct manager *m, json_t *orphans, struct error *err)
 {
     CLEANUP_FREE struct pool_record *pools = NULL;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_pool_list(m->catalogue, &pools, &count, err);
     for (size_t i = 0; r == 0 && i < count; i++) {
         CLEANUP_POOL struct pool *pool = NULL;

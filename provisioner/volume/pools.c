@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "common/cleanup.h"
+#include "common/text.h"
 #include "provisioner/volume/manager.h"
 
 #define OVERPROVISION_DEFAULT 10.0
@@ -28,7 +29,7 @@ static int pool_open_record(const struct pool_record *record, struct pool **ret_
 
 int manager_pool_open(struct manager *m, const char *pool_id, struct pool **ret_pool, struct error *err)
 {
-    struct pool_record record;
+    struct pool_record record = {0};
     int r = catalogue_pool_find(m->catalogue, pool_id, &record, err);
     return r < 0 ? r : pool_open_record(&record, ret_pool, err);
 }
@@ -97,7 +98,7 @@ int manager_pool_create(struct manager *m, const struct caller *caller, const st
                         bool *ret_existed, struct error *err)
 {
     const struct pool_ops *ops = NULL;
-    struct pool_record record;
+    struct pool_record record = {0};
     int r = caller_require(caller, CALLER_ADMIN, err);
     if (r == 0)
         r = pool_check_spec(spec, &ops, err);
@@ -112,9 +113,9 @@ int manager_pool_create(struct manager *m, const struct caller *caller, const st
     }
     record = (struct pool_record){
         .overprovision = spec->overprovision != 0 ? spec->overprovision : OVERPROVISION_DEFAULT, .created = time(NULL)};
-    (void)strcpy(record.name, spec->name);
-    (void)strcpy(record.kind, ops->kind);
-    (void)strcpy(record.path, spec->path);
+    text_copy(record.name, spec->name);
+    text_copy(record.kind, ops->kind);
+    text_copy(record.path, spec->path);
     r = catalogue_id("pool-", record.id);
     if (r < 0)
         return error_sys(err, r, "new pool");
@@ -136,7 +137,7 @@ int manager_pool_create(struct manager *m, const struct caller *caller, const st
 
 int manager_pool_delete(struct manager *m, const struct caller *caller, const char *name_or_id, struct error *err)
 {
-    struct pool_record record;
+    struct pool_record record = {0};
     int r = caller_require(caller, CALLER_ADMIN, err);
     if (r == 0)
         r = catalogue_pool_find(m->catalogue, name_or_id, &record, err);
@@ -159,7 +160,7 @@ int manager_pool_delete(struct manager *m, const struct caller *caller, const ch
 
 int manager_pool_get(struct manager *m, const char *name_or_id, json_t **ret_pool, struct error *err)
 {
-    struct pool_record record;
+    struct pool_record record = {0};
     int r = catalogue_pool_find(m->catalogue, name_or_id, &record, err);
     if (r == 0)
         *ret_pool = describe_pool(m, &record);
@@ -169,7 +170,7 @@ int manager_pool_get(struct manager *m, const char *name_or_id, json_t **ret_poo
 int manager_pool_list(struct manager *m, json_t **ret_pools, struct error *err)
 {
     CLEANUP_FREE struct pool_record *records = NULL;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_pool_list(m->catalogue, &records, &count, err);
     if (r < 0)
         return r;

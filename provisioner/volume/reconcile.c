@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "common/log.h"
+#include "common/text.h"
 #include "provisioner/node/loop.h"
 #include "provisioner/node/mount.h"
 #include "provisioner/volume/attach.h"
@@ -46,7 +47,7 @@ static int reconcile_live(struct manager *m, struct attachment_record *a, struct
         return 0;
     }
     log_error("attachment '%s': %s", a->id, cause.message);
-    (void)strcpy(a->state, "failed");
+    text_copy(a->state, "failed");
     event_record(m, "attachment.failed", a->id,
                  json_pack("{s:s, s:s}", "volume_id", a->volume_id, "cause", cause.message));
     return catalogue_attachment_update(m->catalogue, a, err);
@@ -66,7 +67,7 @@ static int reconcile_stale(struct manager *m, struct attachment_record *a, struc
 static int reconcile_attachments(struct manager *m, struct error *err)
 {
     struct attachment_record *list;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_attachment_list(m->catalogue, NULL, &list, &count, err);
     if (r < 0)
         return r;
@@ -84,7 +85,7 @@ static int reconcile_attachments(struct manager *m, struct error *err)
 static int job_renew(struct manager *m, struct job_record *record, struct error *err)
 {
     static const char *const gone[] = {"device", "server_pid", "socket", "canonical"};
-    struct attachment_record a;
+    struct attachment_record a = {0};
     if (!record->attachment_id[0] || catalogue_attachment_find(m->catalogue, record->attachment_id, &a, NULL) < 0)
         return 0;
     int r = 0;
@@ -96,7 +97,7 @@ static int job_renew(struct manager *m, struct job_record *record, struct error 
         record->data = json_text(data);
         if (strcmp(record->state, "undoing") != 0)
             record->step[0] = 0;
-        (void)strcpy(a.boot_id, m->boot_id);
+        text_copy(a.boot_id, m->boot_id);
         r = record->data ? catalogue_attachment_update(m->catalogue, &a, err) : error_sys(err, ENOMEM, "reconcile");
     }
     attachment_record_done(&a);
@@ -106,7 +107,7 @@ static int job_renew(struct manager *m, struct job_record *record, struct error 
 static int reconcile_jobs(struct manager *m, struct error *err)
 {
     struct job_record *list;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_job_list(m->catalogue, "active", 100000, &list, &count, err);
     if (r < 0)
         return r;
@@ -127,7 +128,7 @@ static int reconcile_jobs(struct manager *m, struct error *err)
 static void reconcile_orphans(struct manager *m)
 {
     json_t *orphans = NULL, *orphan;
-    size_t i;
+    size_t i = 0;
     struct error err = ERROR_INIT;
     if (manager_orphan_list(m, &orphans, &err) < 0) {
         log_warning("look for orphans: %s", err.message);

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "common/checked.h"
+#include "common/text.h"
 #include "provisioner/node/loop.h"
 #include "provisioner/node/mkfs.h"
 #include "provisioner/volume/attach.h"
@@ -20,7 +21,7 @@ static int resize_attachment(struct manager *m, const struct volume_record *volu
                              struct error *err)
 {
     struct attachment_record *list;
-    size_t count;
+    size_t count = 0;
     int r = catalogue_attachment_list(m->catalogue, volume->id, &list, &count, err);
     if (r < 0)
         return r;
@@ -35,7 +36,7 @@ static int resize_attachment(struct manager *m, const struct volume_record *volu
 
 static int resize_insert(struct job *job, void *arg, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     (void)arg;
     int r = job_volume(job, &volume, err);
     return r < 0 ? r : volume_check_ready(job->manager, &volume, err);
@@ -45,7 +46,7 @@ static int resize_insert(struct job *job, void *arg, struct error *err)
 static int resize_same(struct manager *m, const struct volume_record *volume, struct ticket *ret_ticket,
                        struct error *err)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     int r = resize_attachment(m, volume, &a, err);
     bool mounted = r == 0 && strcmp(a.kind, "mount") == 0;
     if (r == 0)
@@ -55,15 +56,15 @@ static int resize_same(struct manager *m, const struct volume_record *volume, st
     if (mounted)
         return 1;
     *ret_ticket = (struct ticket){.existed = true};
-    (void)strcpy(ret_ticket->object, volume->id);
+    text_copy(ret_ticket->object, volume->id);
     return 0;
 }
 
 static int resize_start(struct manager *m, const struct caller *caller, const struct volume_record *volume,
                         uint64_t size, struct ticket *ret_ticket, struct error *err)
 {
-    struct pool_record pool;
-    struct attachment_record a;
+    struct pool_record pool = {0};
+    struct attachment_record a = {0};
     CLEANUP_JOB struct job *job = NULL;
     int r = resize_attachment(m, volume, &a, err);
     if (r == 0)
@@ -82,8 +83,8 @@ static int resize_start(struct manager *m, const struct caller *caller, const st
 int manager_volume_resize(struct manager *m, const struct caller *caller, const char *name_or_id, uint64_t size,
                           struct ticket *ret_ticket, struct error *err)
 {
-    struct volume_record volume;
-    uint64_t rounded;
+    struct volume_record volume = {0};
+    uint64_t rounded = 0;
     int r = caller_require(caller, CALLER_OPERATOR, err);
     if (r == 0)
         r = volume_size(size, &rounded, err);
@@ -131,8 +132,8 @@ static int resize_under_loop(struct job *job, const struct volume_record *volume
 
 static int step_grow_image(struct job *job, struct error *err)
 {
-    struct volume_record volume;
-    struct attachment_record a;
+    struct volume_record volume = {0};
+    struct attachment_record a = {0};
     uint64_t size = job_get_number(job, "size");
     int r = job_volume(job, &volume, err);
     if (r < 0 || volume.size == size)
@@ -157,8 +158,8 @@ static int step_grow_image(struct job *job, struct error *err)
 static int step_record_size(struct job *job, struct error *err)
 {
     struct manager *m = job->manager;
-    struct volume_record volume;
-    struct layer_record layer;
+    struct volume_record volume = {0};
+    struct layer_record layer = {0};
     int r = catalogue_begin(m->catalogue, err);
     if (r < 0)
         return r;
@@ -178,7 +179,7 @@ static int step_record_size(struct job *job, struct error *err)
 /* Facts of the one attachment; *ret_data NULL when there is none. */
 static int resize_facts(struct job *job, struct attachment_record *a, json_t **ret_data, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     if (r == 0)
         r = resize_attachment(job->manager, &volume, a, err);
@@ -190,7 +191,7 @@ static int resize_facts(struct job *job, struct attachment_record *a, json_t **r
 
 static int step_grow_device(struct job *job, struct error *err)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     CLEANUP_JSON json_t *facts = NULL;
     int r = resize_facts(job, &a, &facts, err);
     if (r < 0)
@@ -204,7 +205,7 @@ static int step_grow_device(struct job *job, struct error *err)
 
 static int step_grow_filesystem(struct job *job, struct error *err)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     CLEANUP_JSON json_t *facts = NULL;
     int r = resize_facts(job, &a, &facts, err);
     if (r < 0)
@@ -232,7 +233,7 @@ static const struct job_step resize_steps[] = {
 
 static int finish_resize(struct job *job, struct error *err)
 {
-    struct volume_record volume;
+    struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     if (r == 0 && job_get(job, "followed")[0]) {
         volume.behind = false;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/text.h"
 #include "provisioner/volume/run.h"
 
 static bool job_ready(const struct manager *m, const struct job *job)
@@ -88,7 +89,7 @@ void job_start(struct job *job, struct ticket *ret_ticket)
     struct manager *m = job->manager;
     crash_point(job->kind->name, "begin", "");
     if (ret_ticket)
-        (void)strcpy(ret_ticket->job, job->record.id);
+        text_copy(ret_ticket->job, job->record.id);
     (void)pthread_mutex_lock(&m->jobs_lock);
     struct job **link = &m->jobs;
     while (*link)
@@ -151,7 +152,7 @@ int manager_job_cancel(struct manager *m, const struct caller *caller, const cha
         (void)!write(job->cancel_fd, &(uint64_t){1}, sizeof(uint64_t));
         return 0;
     }
-    struct job_record record;
+    struct job_record record = {0};
     r = catalogue_job_find(m->catalogue, id, &record, err);
     if (r < 0)
         return r;

@@ -11,6 +11,7 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "common/text.h"
 #include "provisioner/volume/supervisor.h"
 
 /* `client` is used by the jobs of the volume, one at a time; the list by all, under servers_lock. */
@@ -80,7 +81,7 @@ static struct blk_client *server_held(struct manager *m, const char *attachment_
 int server_connect(struct manager *m, const char *attachment_id, struct blk_client **ret_client, struct error *err)
 {
     struct blk_client *client = server_held(m, attachment_id);
-    struct blk_hello hello;
+    struct blk_hello hello = {0};
     if (client && blk_hello(client, &hello, NULL) == 0) {
         *ret_client = client;
         return 0;
@@ -202,7 +203,7 @@ static void attachment_fail(struct manager *m, const char *attachment_id)
     }
     r = catalogue_attachment_find(m->catalogue, attachment_id, &record, &err);
     if (r == 0 && strcmp(record.state, "attached") == 0) {
-        (void)strcpy(record.state, "failed");
+        text_copy(record.state, "failed");
         r = catalogue_attachment_update(m->catalogue, &record, &err);
         event_record(
             m, "attachment.failed", attachment_id,
@@ -228,7 +229,7 @@ void server_ended(struct manager *m, int pidfd)
     (void)pthread_mutex_lock(&m->servers_lock);
     for (struct server *server = m->servers; server; server = server->next) {
         if (server->pidfd == pidfd && poll(&ended, 1, 0) == 1) {
-            (void)strcpy(attachment_id, server->attachment_id);
+            text_copy(attachment_id, server->attachment_id);
             (void)epoll_ctl(m->epoll_fd, EPOLL_CTL_DEL, pidfd, NULL);
             close_fd(&server->pidfd);
         }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/text.h"
 #include "provisioner/node/qmp.h"
 #include "provisioner/volume/attach.h"
 #include "provisioner/volume/server.h"
@@ -33,7 +34,7 @@ static int vm_listen(const char *path, uid_t uid, gid_t gid, int *ret_fd, struct
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof(address.sun_path))
         return error_set(err, ENAMETOOLONG, "socket path '%s' is too long", path);
-    (void)strcpy(address.sun_path, path);
+    text_copy(address.sun_path, path);
     CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return error_sys(err, errno, "socket");
@@ -49,7 +50,7 @@ static int vm_listen(const char *path, uid_t uid, gid_t gid, int *ret_fd, struct
 static int vm_export(struct job *job, const struct attachment_record *a, const char *path, struct error *err)
 {
     struct blk_client *client;
-    struct blk_hello hello;
+    struct blk_hello hello = {0};
     CLEANUP_CLOSE int fd = -1;
     int r = server_connect(job->manager, a->id, &client, err);
     if (r == 0)
@@ -69,7 +70,7 @@ static int vm_export(struct job *job, const struct attachment_record *a, const c
 
 int step_listen(struct job *job, struct error *err)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     char path[MANAGER_PATH_MAX];
     int r = vm_record(job, &a, err);
     if (r < 0)
@@ -118,7 +119,7 @@ static int vm_qmp(const struct job *job, struct qmp **ret_qmp, struct error *err
 static int vm_plug(struct job *job, int (*act)(struct qmp *, const struct qmp_disk *, struct error *),
                    struct error *err)
 {
-    struct attachment_record a;
+    struct attachment_record a = {0};
     struct qmp *qmp;
     int r = vm_qmp(job, &qmp, err);
     if (r < 0)
@@ -142,7 +143,7 @@ static bool vm_clients(struct job *job)
 {
     struct blk_client *client;
     json_t *stats = NULL, *entry;
-    size_t i;
+    size_t i = 0;
     json_int_t clients = 0;
     if (server_connect(job->manager, job->record.attachment_id, &client, NULL) < 0 ||
         blk_stats(client, &stats, NULL) < 0)

@@ -76,7 +76,7 @@ int manager_job_watch(struct manager *m, const char *id, unsigned timeout_ms, jo
     CLEANUP_FREE struct watch *watch = malloc(sizeof(*watch));
     if (!watch)
         return error_sys(err, ENOMEM, "watch job");
-    struct job_record record;
+    struct job_record record = {0};
     int r = catalogue_job_find(m->catalogue, id, &record, err);
     if (r < 0)
         return r;

@@ -12,6 +12,7 @@
 #include "common/bytes.h"
 #include "common/checked.h"
 #include "common/cleanup.h"
+#include "common/text.h"
 
 #define CLUSTER_BITS_DEFAULT 16u
 #define HEADER_LENGTH_V2 72u
@@ -51,12 +52,12 @@ static int choose_backing(const struct image_create_options *o, struct header *h
         return o->backing_format ? invalid(err, "a backing format without a backing name") : 0;
     if (strlen(o->backing) > QCOW2_BACKING_NAME_MAX)
         return invalid(err, "the backing name is too long");
-    (void)strcpy(h->backing, o->backing);
+    text_copy(h->backing, o->backing);
     if (!o->backing_format)
         return 0;
     if (strlen(o->backing_format) >= sizeof(h->backing_format))
         return invalid(err, "the backing format's name is too long");
-    (void)strcpy(h->backing_format, o->backing_format);
+    text_copy(h->backing_format, o->backing_format);
     return 0;
 }
 

@@ -201,7 +201,7 @@ static void wake_waiters(struct allocator *a, int failed)
 int reserve_refill(struct keeper_job *job)
 {
     struct allocator *a = (struct allocator *)((char *)job - offsetof(struct allocator, refill));
-    struct extent extents[REFILL_EXTENTS];
+    struct extent extents[REFILL_EXTENTS] = {0};
     size_t count = 0;
     int r = image_failed(a->q->base.image);
     if (r == 0) {
