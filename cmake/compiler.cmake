@@ -13,7 +13,9 @@ endif()
 add_compile_definitions(_GNU_SOURCE PLATTER_VERSION="${PROJECT_VERSION}")
 add_compile_options(
     -Wall -Wextra -Werror -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
-    -Wcast-align -Wwrite-strings -Wformat=2 -Wno-format-truncation -Wundef -fno-common -fstack-protector-strong)
+    -Wcast-align -Wwrite-strings -Wformat=2 -Wundef -fno-common -fstack-protector-strong
+    # clang builds the fuzzers; it is stricter about some warnings than we want
+    "$<IF:$<C_COMPILER_ID:GNU>,-Wno-format-truncation,-Wno-format-nonliteral;-Wno-cast-align>")
 include_directories(${PROJECT_SOURCE_DIR})
 
 set(PLATTER_SANITIZE "" CACHE STRING "sanitizers: empty, 'address,undefined' or 'thread'")

@@ -111,8 +111,8 @@ struct vhost_user_message {
     unsigned fd_count;
 };
 
-/* Receive one message into `message`, which holds no descriptors before; zeroes what the payload leaves of it. Waits for
- * the first byte as well: poll before. -EPIPE at end of stream, -EBADMSG for bad headers and too many descriptors,
+/* Receive one message into `message`, which holds no descriptors before; zeroes what the payload leaves of it. Waits
+ * for the first byte as well: poll before. -EPIPE at end of stream, -EBADMSG for bad headers and too many descriptors,
  * -ETIMEDOUT. On failure no descriptor is left open. */
 int vhost_user_receive(int socket, struct vhost_user_message *message);
 /* Is it one that we know, with a fitting size and number of descriptors? 0 or -EBADMSG, -EOPNOTSUPP when unknown. */

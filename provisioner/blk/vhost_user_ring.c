@@ -165,16 +165,13 @@ static bool ring_turn(struct io_hook *hook)
     return more;
 }
 
-// A kick needs no work here: the hook looks at the ring before the loop sleeps again. io_uring tells of every write to
-// the eventfd, so it is never read; the other engine sees a level that only a read takes down.
+// A kick needs no work here: the hook looks at the ring before the loop sleeps again. Watches are edge-triggered and
+// tell of every write to the eventfd, so it is never read.
 static void kick_ready(struct io_watch *watch, uint32_t revents)
 {
     struct vhost_user_ring *ring = (void *)((char *)watch - offsetof(struct vhost_user_ring, kick));
-    uint64_t value;
     if (revents & (POLLERR | POLLHUP | POLLNVAL))
         io_watch_remove(ring->thread->loop, watch);
-    else if (io_loop_engine(ring->thread->loop) == IO_ENGINE_THREADS && read(watch->fd, &value, sizeof(value)) < 0)
-        return; // someone else read it: the ring is looked at in any case
 }
 
 // ---- control thread --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "common/checked.h"
 
@@ -16,10 +17,17 @@ static int thread_open(struct vhost_user_thread *thread)
     int r = io_loop_create(&options, &thread->loop, &thread->err);
     if (r < 0)
         return r;
+    (void)io_loop_restrict(thread->loop); // a second wall; not every host can build it
     r = image_queue_create(thread->image, thread->loop, &thread->queue, &thread->err);
     if (r < 0)
         thread->loop = io_loop_destroy(thread->loop);
     return r;
+}
+
+static void wait_for(sem_t *semaphore)
+{
+    while (sem_wait(semaphore) < 0 && errno == EINTR)
+        ;
 }
 
 static void *thread_main(void *argument)
@@ -30,7 +38,11 @@ static void *thread_main(void *argument)
     (void)sem_post(&thread->ready);
     if (r < 0)
         return NULL;
-    (void)io_loop_run(thread->loop);
+    // A ring that fails takes its requests along: nothing is left that could answer or end them. A new process resumes
+    // what is in flight; this one can only make room for it.
+    if (io_loop_run(thread->loop) < 0)
+        abort();
+    wait_for(&thread->stopped); // whoever stopped the loop may still be waking it
     thread->queue = image_queue_destroy(thread->queue);
     thread->loop = io_loop_destroy(thread->loop);
     return NULL;
@@ -51,17 +63,12 @@ static int create_quietly(struct vhost_user_thread *thread)
     return -r;
 }
 
-static void wait_for(sem_t *semaphore)
-{
-    while (sem_wait(semaphore) < 0 && errno == EINTR)
-        ;
-}
-
 int vhost_user_thread_start(struct vhost_user_thread *thread, struct image *image, enum io_engine engine,
                             unsigned number, struct error *err)
 {
     *thread = (struct vhost_user_thread){.image = image, .engine = engine};
     (void)sem_init(&thread->ready, 0, 0);
+    (void)sem_init(&thread->stopped, 0, 0);
     int r = create_quietly(thread);
     if (r < 0) {
         (void)sem_destroy(&thread->ready);
@@ -82,6 +89,7 @@ int vhost_user_thread_start(struct vhost_user_thread *thread, struct image *imag
 void vhost_user_thread_stop(struct vhost_user_thread *thread)
 {
     io_loop_stop(thread->loop);
+    (void)sem_post(&thread->stopped);
     (void)pthread_join(thread->id, NULL);
 }
 

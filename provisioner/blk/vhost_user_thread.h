@@ -27,7 +27,7 @@ struct vhost_user_thread {
     pthread_t id;
     struct image *image;
     enum io_engine engine;
-    sem_t ready;
+    sem_t ready, stopped;
     int result;
     struct error err;
 };

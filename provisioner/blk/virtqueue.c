@@ -179,7 +179,7 @@ bool virtqueue_publish(struct virtqueue *queue)
     queue->used_published = new;
     // The guest writes its event index and then looks at the used index; we do the opposite. Without a full barrier on
     // both sides each could miss the other.
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    virtqueue_barrier();
     if (!queue->event_index)
         return !(load16(&queue->available->flags) & VRING_AVAIL_F_NO_INTERRUPT);
     uint16_t event = load16(&queue->available->ring[queue->size]);
@@ -193,7 +193,7 @@ bool virtqueue_want_kick(struct virtqueue *queue)
     if (queue->event_index) {
         uint8_t *end = (uint8_t *)&queue->used->ring[queue->size];
         __atomic_store_n((__virtio16 *)(void *)end, htole16(queue->last_available), __ATOMIC_RELAXED);
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        virtqueue_barrier();
     }
     return available_index(queue) != queue->last_available;
 }

@@ -173,12 +173,14 @@ static int negotiate(struct vhost_client *client)
     client->server_queues = (unsigned)queues;
     if (queues < client->options.queues)
         return -EINVAL;
-    int pair[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+    int pair[2] = {-1, -1};
+    bool channel = protocol & BIT(VHOST_USER_PROTOCOL_F_BACKEND_REQ);
+    if (channel && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return -errno;
     close_fd(&client->backend_fd);
     client->backend_fd = pair[0];
-    r = vhost_client_request(client, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[1], 1);
+    if (channel)
+        r = vhost_client_request(client, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[1], 1);
     close_fd(&pair[1]);
     if (r == 0)
         r = vhost_client_request(client, VHOST_USER_SET_OWNER, NULL, 0, NULL, 0);
@@ -192,7 +194,8 @@ int vhost_client_share_memory(struct vhost_client *client)
     size_t data = client->memory_size - client->control_size;
     size_t first = (data / 2 / PAGE | 1) * PAGE; // an odd number of pages, so that some buffers cross
     uint64_t user = (uint64_t)(uintptr_t)client->memory;
-    struct vhost_user_memory table = {.count = 3};
+    struct vhost_user_memory table = {.count = first < data ? 3 : 2};
+    first = first < data ? first : data;
     const size_t starts[4] = {0, client->control_size, client->control_size + first, client->memory_size};
     int fds[3];
     for (unsigned i = 0; i < table.count; i++) {
@@ -210,7 +213,7 @@ int vhost_client_share_memory(struct vhost_client *client)
 static int share_inflight(struct vhost_client *client)
 {
     int r = 0;
-    if (client->options.no_inflight)
+    if (client->options.no_inflight || !(client->protocol_features & BIT(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)))
         return 0;
     if (client->inflight_fd < 0) {
         const struct vhost_user_inflight wanted = {.queues = (uint16_t)client->options.queues,
@@ -295,7 +298,7 @@ int vhost_client_reconnect(struct vhost_client *client)
 static int lay_out(struct vhost_client *client)
 {
     const struct vhost_client_options *o = &client->options;
-    uint16_t size = 1;
+    uint16_t size = 2;
     client->chain = o->direct ? o->segments + 2 : 1;
     while (size < o->depth * client->chain)
         size = (uint16_t)(size * 2);

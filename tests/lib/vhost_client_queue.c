@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "common/checked.h"
+#include "provisioner/blk/virtqueue.h"
 #include "tests/lib/vhost_client.h"
 
 #define PAGE 4096u
@@ -105,7 +106,7 @@ void vhost_client_kick(struct vhost_client *client, unsigned queue)
         return;
     __atomic_store_n(&q->available->idx, new, __ATOMIC_RELEASE);
     q->available_shown = new;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    virtqueue_barrier();
     bool wanted;
     if (q->event_index) {
         const uint8_t *end = (const uint8_t *)&q->used->ring[q->size];
@@ -139,7 +140,7 @@ bool vhost_client_wait(struct vhost_client *client, unsigned queue, int timeout_
         if (read(q->call_fd, &value, sizeof(value)) < 0 && errno != EAGAIN)
             return false;
         __atomic_store_n(&q->available->ring[q->size], q->last_used, __ATOMIC_RELAXED);
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        virtqueue_barrier();
         if (__atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE) != q->last_used)
             return true;
         struct pollfd p = {.fd = q->call_fd, .events = POLLIN};

@@ -226,7 +226,8 @@ static int write_image(struct io_file *file, const struct header *h, const struc
 int qcow2_create(struct io_file *file, const struct image_create_options *options, struct error *err)
 {
     CLEANUP(header_release) struct header h = {0};
-    int r = choose(options, &h, err);
+    struct error own = ERROR_INIT; /* the hint needs one even where the caller does not */
+    int r = choose(options, &h, err ? err : &own);
     if (r < 0)
         return r;
     r = make_extensions(&h, err);

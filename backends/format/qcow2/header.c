@@ -201,7 +201,8 @@ static int parse(const uint8_t *buffer, size_t length, struct header *h, struct 
 int header_parse(const uint8_t *buffer, size_t length, struct header *ret_header, struct error *err)
 {
     struct header h = {0};
-    int r = parse(buffer, length, &h, err);
+    struct error own = ERROR_INIT; /* the code words need one even where the caller does not */
+    int r = parse(buffer, length, &h, err ? err : &own);
     if (r < 0) {
         header_release(&h);
         return r;

@@ -144,7 +144,9 @@ static int teardown(struct qcow2 *q, bool data_open, int r)
 static int qcow2_open(struct image *image, struct io_file *file, const struct layer_open_options *options,
                       struct layer **ret_layer, struct error *err)
 {
+    struct error own = ERROR_INIT; /* the code words need one even where the caller does not */
     struct qcow2 *q = calloc(1, sizeof(*q));
+    err = err ? err : &own;
     if (!q)
         return error_sys(err, ENOMEM, "open a qcow2 image");
     (void)pthread_mutex_init(&q->lock, NULL);

@@ -68,7 +68,8 @@ int refcounts_extend_size(const struct refcounts *refcounts, uint64_t start, uin
 /* One past the last cluster with a count above 0, below `limit`. */
 int refcounts_end(struct refcounts *refcounts, uint64_t limit, uint64_t *ret_end);
 
-/* Make the file at least `bytes` long, extending it in large steps. -ENOSPC. */
+/* Make the file at least `bytes` long, extending it in large steps: a 64th of the virtual size, but 1 to 64 MiB,
+ * and less only where there is no room. -ENOSPC. */
 int refcounts_ensure_length(struct refcounts *refcounts, uint64_t bytes);
 
 /* Write what is dirty; without and with making everything durable. */

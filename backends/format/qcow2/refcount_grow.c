@@ -181,7 +181,7 @@ int refcounts_ensure_length(struct refcounts *rc, uint64_t bytes)
 {
     if (bytes <= rc->file_length)
         return 0;
-    uint64_t ahead = MIN(MAX(rc->q->base.size / 64, AHEAD_MIN), AHEAD_MAX);
+    uint64_t ahead = MIN(MAX(rc->q->header.size / 64, AHEAD_MIN), AHEAD_MAX);
     uint64_t target = align_up(bytes + ahead, MAX(rc->q->cluster_size, 4096));
     int r = io_file_allocate(rc->q->base.file, rc->file_length, target - rc->file_length);
     if (r == -ENOSPC || r == -EFBIG || r == -EDQUOT) {

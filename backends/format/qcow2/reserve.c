@@ -98,7 +98,7 @@ static int make_zero(struct allocator *a, const struct extent *extent)
     uint64_t offset = extent->cluster << a->q->cluster_bits;
     uint64_t length = MIN(extent->count, a->fresh_from - extent->cluster) << a->q->cluster_bits;
     int r = io_file_discard(file, offset, length);
-    if (r == -EOPNOTSUPP)
+    if (r == -EOPNOTSUPP || (r == -EINVAL && file->block_device)) /* a device with larger blocks than our clusters */
         return io_file_zero(file, offset, length);
     /* Allocated again at once: a write into a hole could run out of space when it is too late to say so. */
     return r < 0 ? r : io_file_allocate(file, offset, length);

@@ -91,6 +91,8 @@ static int move_l1(struct qcow2 *q, uint64_t size, uint32_t entries, struct erro
 int qcow2_resize(struct layer *layer, uint64_t size, struct error *err)
 {
     struct qcow2 *q = (struct qcow2 *)layer;
+    struct error own = ERROR_INIT; /* the code words need one even where the caller does not */
+    err = err ? err : &own;
     if (size % 512)
         return error_set(err, EINVAL, "the size must be a multiple of 512");
     if (q->header.version == 2 && q->header.nb_snapshots) {
