@@ -2,6 +2,9 @@
 # Sourced by the qcow2 interop tests: put the engine's random load on an image and ask qemu-img about the result.
 TOOL=$PLATTER_BUILD/tests/engine-tool
 SEED=${PLATTER_SEED:-$RANDOM$RANDOM}
+# Unless the caller chose one: loads take turns on the engines of the I/O loop.
+ENGINES=(uring threads)
+loads=0
 requires test -x "$TOOL"
 requires qemu-img --version
 
@@ -23,7 +26,8 @@ load() {
     shift
     qemu-img convert -O raw "$top" "$TMP/before.raw"
     # shellcheck disable=SC2046,SC2086
-    timeout 120 "$TOOL" -s "$SEED" -i "$TMP/before.raw" -o "$TMP/after.raw" -S $options $(layers "$@") ||
+    loads=$((loads + 1))
+    PLATTER_IO_ENGINE=${PLATTER_IO_ENGINE:-${ENGINES[loads % 2]}} timeout 120 "$TOOL" -s "$SEED" -i "$TMP/before.raw" -o "$TMP/after.raw" -S $options $(layers "$@") ||
         fail "engine-tool -s $SEED $options on $top"
     qemu-img check "$top" >"$TMP/check" 2>&1 || { cat "$TMP/check"; fail "qemu-img check $top (seed $SEED, $options)"; }
     qemu-img compare "$top" "$TMP/after.raw" >"$TMP/check" 2>&1 ||
@@ -37,12 +41,4 @@ unchanged() {
     qemu-img convert -O raw "$top" "$TMP/before.raw"
     # shellcheck disable=SC2046,SC2086
     timeout 120 "$TOOL" -r -n 0 -i "$TMP/before.raw" -S $options $(layers "$@") || fail "reading $top"
-}
-
-# Both engines of the I/O loop.
-each_engine() {
-    local engine
-    for engine in uring threads; do
-        PLATTER_IO_ENGINE=$engine "$@"
-    done
 }

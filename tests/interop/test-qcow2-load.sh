@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Random load on every kind of qcow2 image that stands alone, through several queues, with a tiny table cache, on both I/O
-# engines; qemu-img judges.
+# Random load on every kind of qcow2 image that stands alone, through several queues, with a tiny table cache;
+# the I/O engine alternates; qemu-img judges.
 . "$(dirname "$0")/../lib/functions.sh"
 . "$(dirname "$0")/qcow2-functions.sh"
 

@@ -28,6 +28,8 @@ static int record_before(struct io_seam *seam, const struct io_seam_event *event
     }
     struct record_entry *e = &r->entries[r->count++];
     *e = (struct record_entry){.kind = event->kind, .offset = event->offset, .length = event->length};
+    e->blocking = event->blocking;
+    e->thread = pthread_self();
     e->issued = recorder_now(r);
     if (event->kind == SEAM_WRITE) {
         uint8_t *to = e->data = malloc(event->length);
@@ -49,9 +51,11 @@ static int record_after(struct io_seam *seam, const struct io_seam_event *event,
     if (event->kind == SEAM_READ)
         return result;
     (void)pthread_mutex_lock(&r->lock);
-    for (size_t i = 0; i < r->count; i++) {
+    /* Blocking ones by their thread. Of two equal ones on a loop the later is meant: for a flush that is never too strict. */
+    for (size_t i = r->count; i-- > 0;) {
         struct record_entry *e = &r->entries[i];
-        if (e->done || e->kind != event->kind || e->offset != event->offset || e->length != event->length)
+        if (e->done || e->kind != event->kind || e->offset != event->offset || e->length != event->length ||
+            e->blocking != event->blocking || (e->blocking && !pthread_equal(e->thread, pthread_self())))
             continue;
         e->failed = result < 0;
         e->done = recorder_now(r);
@@ -104,7 +108,7 @@ static void apply(const struct record_entry *e, int fd, enum survive survive, un
     static const uint8_t zeros[SECTOR];
     struct stat st;
     if (e->kind == SEAM_TRUNCATE) {
-        assert_int_equal(ftruncate(fd, (off_t)e->length), 0);
+        assert_int_equal(ftruncate(fd, (off_t)e->offset), 0);
         return;
     }
     assert_int_equal(fstat(fd, &st), 0);

@@ -16,7 +16,8 @@ struct record_entry {
     uint64_t offset, length;
     uint8_t *data;         /* writes */
     uint64_t issued, done; /* moments; done 0 = not yet */
-    bool failed;
+    bool failed, blocking;
+    pthread_t thread; /* that issued it */
 };
 
 struct recorder {

@@ -85,22 +85,22 @@ static void other_operations_once(void **state)
 {
     (void)state;
     for (unsigned i = 0; i < kinds_count; i++)
-        every_operation(&kinds[i], &(struct fault){.error = EIO}, 3);
+        every_operation(&kinds[i], &(struct fault){.error = EIO}, 6);
 }
 
 static void other_operations_for_good(void **state)
 {
     (void)state;
     for (unsigned i = 0; i < kinds_count; i++)
-        every_operation(&kinds[i], &(struct fault){.error = ENOSPC, .sticky = true}, 4);
+        every_operation(&kinds[i], &(struct fault){.error = ENOSPC, .sticky = true}, 8);
 }
 
 static void flushes(void **state)
 {
     (void)state;
     for (unsigned i = 0; i < kinds_count; i++) {
-        every_operation(&kinds[i], &(struct fault){.error = EIO, .flushes = true}, 1);
-        every_operation(&kinds[i], &(struct fault){.error = EIO, .flushes = true, .sticky = true}, 2);
+        every_operation(&kinds[i], &(struct fault){.error = EIO, .flushes = true}, 2);
+        every_operation(&kinds[i], &(struct fault){.error = EIO, .flushes = true, .sticky = true}, 3);
     }
 }
 
