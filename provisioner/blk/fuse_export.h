@@ -18,7 +18,7 @@
 #include "provisioner/blk/fuse_protocol.h"
 
 #define FUSE_THREADS_MAX 4u
-#define FUSE_SLOTS 64u /* of each thread: 8 MiB of memory, touched when used */
+#define FUSE_SLOTS 32u /* of each thread: 4 MiB of memory, always resident */
 
 struct fuse_thread;
 struct fuse_export;

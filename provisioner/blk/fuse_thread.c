@@ -121,12 +121,17 @@ static bool before_wait(struct io_hook *hook)
 
 /* ---- life ---- */
 
+/* The memory is there from the beginning and stays. A process that was killed takes no page faults any more, and a
+ * request that the kernel was just copying to it would fail for the want of a page, where all others are sent to
+ * the successor. */
 static int make_slots(struct fuse_thread *thread)
 {
     void *memory = mmap(NULL, (size_t)FUSE_SLOTS * STRIDE, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (memory == MAP_FAILED)
         return -ENOMEM;
+    (void)mlock(memory,
+                (size_t)FUSE_SLOTS * STRIDE); /* where the limits do not allow it, only swapping brings the risk */
     thread->memory = memory;
     for (unsigned i = 0; i < FUSE_SLOTS; i++) {
         struct fuse_slot *slot = &thread->slots[i];

@@ -5,19 +5,24 @@
 . "$(dirname "$0")/../lib/exports.sh"
 requires test "$(id -u)" = 0
 requires test -c /dev/fuse
+requires command -v qemu-img
 
 for engine in uring threads; do
-    rm -f "$TMP/image.raw"
-    truncate -s 32M "$TMP/image.raw"
-    export PLATTER_IO_ENGINE=$engine
-    fuse_start --image "raw:$TMP/image.raw"
-    /usr/bin/python3 "$(dirname "$0")/fuse_random.py" "$FUSE_FILE" || fail "engine $engine"
-    sum=$(sha256sum <"$FUSE_FILE")
-    export_stop
-    [[ $(sha256sum <"$TMP/image.raw") == "$sum" ]] || fail "the image differs from the file"
+    for format in raw qcow2; do
+        rm -f "$TMP/image.$format"
+        qemu-img create -q -f "$format" "$TMP/image.$format" 32M
+        export PLATTER_IO_ENGINE=$engine
+        fuse_start --image "$format:$TMP/image.$format"
+        /usr/bin/python3 "$(dirname "$0")/fuse_random.py" "$FUSE_FILE" || fail "engine $engine, $format"
+        sum=$(sha256sum <"$FUSE_FILE")
+        export_stop
+        qemu-img convert -f "$format" -O raw "$TMP/image.$format" "$TMP/copy"
+        [[ $(sha256sum <"$TMP/copy") == "$sum" ]] || fail "the image differs from the file ($engine, $format)"
+        [[ $format == raw ]] || qemu-img check -q -f qcow2 "$TMP/image.$format" || fail "qemu-img check"
+    done
 done
 
-fuse_start --image "raw:$TMP/image.raw" --read-only
+fuse_start --image "qcow2:$TMP/image.qcow2" --read-only
 [[ $(sha256sum <"$FUSE_FILE") == "$sum" ]] || fail "read-only reads differ"
 refuses 'read-only' dd if=/dev/zero of="$FUSE_FILE" bs=4096 count=1 conv=notrunc
 export_stop
