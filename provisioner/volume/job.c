@@ -32,12 +32,13 @@ const struct job_kind *job_kind_find(const char *name)
 
 /* ---- crash points -------------------------------------------------------------------------------------------- */
 
-static char crash_at[96];
+static char crash_at[256]; /* points, each with a comma before and behind it */
 
 void crash_point_init(void)
 {
     const char *at = getenv("PLATTER_CRASH_AT");
-    (void)snprintf(crash_at, sizeof(crash_at), "%s", at ? at : "");
+    if (at && at[0])
+        (void)snprintf(crash_at, sizeof(crash_at), ",%s,", at);
 }
 
 bool crash_point_is(const char *kind, const char *step, const char *suffix)
@@ -45,8 +46,8 @@ bool crash_point_is(const char *kind, const char *step, const char *suffix)
     if (!crash_at[0])
         return false;
     char point[96];
-    (void)snprintf(point, sizeof(point), "%s.%s%s", kind, step, suffix);
-    return strcmp(point, crash_at) == 0;
+    (void)snprintf(point, sizeof(point), ",%s.%s%s,", kind, step, suffix);
+    return strstr(crash_at, point) != NULL;
 }
 
 void crash_point(const char *kind, const char *step, const char *suffix)
@@ -265,13 +266,11 @@ static bool job_backward(struct job *job, size_t index)
         return false;
     for (size_t i = index + 1; i-- > 0;) {
         const struct job_step *step = &kind->steps[i];
-        if (!step->undo)
-            continue;
         struct error local = ERROR_INIT;
         if (job_record_step(job, "undoing", step->name, &local) < 0)
             log_warning("job %s: %s", job->record.id, local.message);
         crash_point(kind->name, step->name, ":undo");
-        if (step->undo(job, &local) < 0) {
+        if (step->undo && step->undo(job, &local) < 0) {
             log_error("job %s: undo %s.%s: %s", job->record.id, kind->name, step->name, local.message);
             undone = false;
         }

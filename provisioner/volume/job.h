@@ -14,6 +14,7 @@
  * doing that step, with "KIND.STEP:after" when the step is done but not yet recorded as such. "KIND.begin" is right after the
  * intent was committed, "KIND.finish" right before the last commit and "KIND.finish:after" right after it.
  * "KIND.STEP:undo" is before undoing a step. "KIND.STEP:fail" makes the step fail with EIO after having been done.
+ * Several points are separated by commas.
  */
 #ifndef PLATTER_PROVISIONER_VOLUME_JOB_H
 #define PLATTER_PROVISIONER_VOLUME_JOB_H
