@@ -15,7 +15,9 @@
 
 static inline void text_copy_bounded(char *to, size_t size, const char *from)
 {
-    size_t length = strnlen(from, size - 1);
+    size_t length = strlen(from);
+    if (length >= size)
+        length = size - 1;
     memmove(to, from, length);
     to[length] = 0;
 }

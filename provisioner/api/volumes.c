@@ -129,7 +129,7 @@ int handle_volume_get(struct request *request, struct error *err)
 int handle_volume_resize(struct request *request, struct error *err)
 {
     struct resize {
-        uint64_t size = 0;
+        uint64_t size;
     } resize = {0};
     static const struct member members[] = {
         {"size", MEMBER_U64, offsetof(struct resize, size), true, NULL, 0},

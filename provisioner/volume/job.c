@@ -12,6 +12,7 @@
 
 #include "common/checked.h"
 #include "common/log.h"
+#include "common/text.h"
 #include "provisioner/volume/run.h"
 
 #define PROGRESS_INTERVAL_MS 500
@@ -107,10 +108,10 @@ int job_create(struct manager *manager, const struct job_kind *kind, const struc
         r = catalogue_id("job-", job->record.id);
     if (r < 0)
         return error_sys(err, r, "new job");
-    (void)strcpy(job->record.kind, kind->name);
-    (void)strcpy(job->record.state, "queued");
-    (void)strcpy(job->record.volume_id, volume->id);
-    (void)strcpy(job->record.volume_name, volume->name);
+    text_copy(job->record.kind, kind->name);
+    text_copy(job->record.state, "queued");
+    text_copy(job->record.volume_id, volume->id);
+    text_copy(job->record.volume_name, volume->name);
     (void)snprintf(job->record.attachment_id, ID_MAX, "%s", attachment_id);
     job->record.created = time(NULL);
     job->data = steal_ptr(&owned);
@@ -293,7 +294,7 @@ static int job_close(struct job *job, const struct error *cause, bool undone, st
         free(job->record.error);
         job->record.error = json_text(json);
     }
-    (void)strcpy(job->record.state, !cause ? "succeeded" : cause->errnum == ECANCELED ? "cancelled" : "failed");
+    text_copy(job->record.state, !cause ? "succeeded" : cause->errnum == ECANCELED ? "cancelled" : "failed");
     job->record.ended = time(NULL);
     crash_point(job->kind->name, "finish", "");
     int r = catalogue_begin(catalogue, err);

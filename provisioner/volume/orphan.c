@@ -139,7 +139,7 @@ static unsigned long listener_inode(const char *pid)
     (void)snprintf(path, sizeof(path), "/proc/%s/fd/3", pid);
     unsigned long inode = 0;
     if (readlink(path, link, sizeof(link) - 1) > 0)
-        (void)sscanf(link, "socket:[%lu]", &inode);
+        inode = strncmp(link, "socket:[", 8) == 0 ? strtoul(link + 8, NULL, 10) : 0;
     return inode;
 }
 
@@ -147,10 +147,9 @@ static unsigned long listener_inode(const char *pid)
 static bool socket_path(unsigned long inode, char *path, size_t size)
 {
     CLEANUP_FCLOSE FILE *f = fopen("/proc/net/unix", "re");
-    char line[512], name[256];
-    unsigned long found;
+    char line[512], found[24], name[256];
     while (f && fgets(line, sizeof(line), f)) {
-        if (sscanf(line, "%*s %*s %*s %*s %*s %*s %lu %255s", &found, name) == 2 && found == inode) {
+        if (sscanf(line, "%*s %*s %*s %*s %*s %*s %23s %255s", found, name) == 2 && strtoul(found, NULL, 10) == inode) {
             (void)snprintf(path, size, "%s", name);
             return true;
         }
