@@ -21,6 +21,11 @@ struct table_copy {
 
 /* The layer's, apart from slices and commit. */
 struct data {
+    /* The refcount table's place as it was at open; no length once it moved away (seen by its clusters being taken). The
+     * header's own fields are the keeper's. */
+    uint64_t table_offset;
+    _Atomic uint64_t table_length;
+
     _Atomic uint64_t file_end;  /* bytes: no valid cluster lies beyond; grows with allocation */
     uint32_t slice_entries;     /* L2 entries in a slice */
     uint32_t slice_entry_bits;  /* log2 of that */
@@ -75,8 +80,8 @@ void waiters_wake(struct waiter **list, int result);
 void data_dirtied(struct data_queue *queue);
 /* Loop's thread, unlocked: a chunk was parked, maybe on a commit that somebody has to start. */
 void data_parked(struct data_queue *queue);
-/* The allocator gave clusters up to `end` (bytes): entries may point there. */
-void data_grown(struct qcow2 *q, uint64_t end);
+/* Locked: the allocator gave `length` bytes at `host`: entries may point there. */
+void data_took(struct qcow2 *q, uint64_t host, uint64_t length);
 /* Anonymous memory that costs nothing until touched; NULL when there is none. */
 void *data_map(size_t size, bool writable);
 void data_unmap(void *memory, size_t size);

@@ -100,7 +100,7 @@ static int copy_run(struct keeper_job *job)
         allocator_free(q->allocator, host, 1);
         return r;
     }
-    data_grown(q, host + q->cluster_size);
+    data_took(q, host, q->cluster_size);
     set_l1(q, copy->l1_index, host);
     commit_need_barrier(q);
     allocator_free(q->allocator, old, 1);
@@ -145,7 +145,7 @@ static int table_new(struct chunk *chunk, uint64_t offset, uint32_t l1_index, st
         waiters_wake(&q->data->victim_waiters, 0);
         return r == -EAGAIN ? CHUNK_PARKED : r;
     }
-    data_grown(q, host + q->cluster_size);
+    data_took(q, host, q->cluster_size);
     slice_fill(q->slices, slice, NULL);
     set_l1(q, l1_index, host);
     *ret_slice = slice;

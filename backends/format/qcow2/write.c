@@ -63,9 +63,10 @@ void entry_free(struct qcow2 *q, const struct entry *entry)
 
 bool overlaps_metadata(const struct qcow2 *q, uint64_t host, uint64_t length)
 {
-    return host < q->cluster_size || ranges_overlap(host, length, q->l1_offset, (uint64_t)q->l1_entries * 8) ||
-           ranges_overlap(host, length, q->header.refcount_table_offset,
-                          (uint64_t)q->header.refcount_table_clusters << q->cluster_bits);
+    uint64_t l1 = (uint64_t)q->l1_entries * 8;
+    uint64_t table = atomic_load_explicit(&q->data->table_length, memory_order_acquire);
+    return host < q->cluster_size || (l1 && ranges_overlap(host, length, q->l1_offset, l1)) ||
+           (table && ranges_overlap(host, length, q->data->table_offset, table));
 }
 
 /* ---- planning -------------------------------------------------------------------------------------------------- */
@@ -156,7 +157,7 @@ static int plan_take(struct chunk *chunk, struct slice *slice, const struct entr
         int r = allocator_take(q->allocator, count, &plan->host, &plan->count, &chunk->alloc);
         if (r < 0)
             return r == -EAGAIN ? CHUNK_PARKED : r;
-        data_grown(q, plan->host + (plan->count << q->cluster_bits));
+        data_took(q, plan->host, plan->count << q->cluster_bits);
     } else if (overlaps_metadata(q, plan->host, q->cluster_size)) {
         return -EIO;
     }
