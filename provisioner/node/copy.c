@@ -97,7 +97,7 @@ static int source_size(int from, off_t *ret_size)
 
 int copy_file(int from, int to, int cancel_fd, copy_progress_fn progress, void *context, struct error *err)
 {
-    off_t size;
+    off_t size = 0;
     int r = source_size(from, &size);
     if (r == 0 && ftruncate(to, 0) < 0)
         r = -errno;

@@ -96,7 +96,7 @@ static int pool_check_spec(const struct pool_spec *spec, const struct pool_ops *
 int manager_pool_create(struct manager *m, const struct caller *caller, const struct pool_spec *spec, json_t **ret_pool,
                         bool *ret_existed, struct error *err)
 {
-    const struct pool_ops *ops;
+    const struct pool_ops *ops = NULL;
     struct pool_record record;
     int r = caller_require(caller, CALLER_ADMIN, err);
     if (r == 0)
