@@ -157,7 +157,7 @@ int process_run(const char *const argv[], int deadline_ms, int cancel_fd, struct
                      WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status), output);
 }
 
-/* ---- children that act for a caller -------------------------------------------------------------------------- */
+/* ---- children that act for a caller ------------------------------------------------------------------------ */
 
 static void child_answer(int socket, int result)
 {
@@ -182,7 +182,7 @@ static void child_answer(int socket, int result)
 
 static int child_result(int socket)
 {
-    int result;
+    int result = -EIO;
     struct iovec iov = {.iov_base = &result, .iov_len = sizeof(result)};
     union {
         char space[CMSG_SPACE(sizeof(int))];

@@ -48,7 +48,7 @@ int step_server(struct job *job, struct error *err)
     if (attach_via(job, "loop"))
         return 0;
     struct blk_client *client;
-    struct blk_hello hello;
+    struct blk_hello hello = {0};
     int r = server_ensure(job->manager, job->record.attachment_id, &client, err);
     if (r == 0)
         r = blk_hello(client, &hello, err);
