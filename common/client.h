@@ -6,8 +6,8 @@
  * once have a client each. Every call blocks until the answer is there or its deadline has passed.
  *
  * Errors. What platterd refuses comes back as the `struct error` that it sent (code, message, holder, hint) with an
- * errno that fits: ENOENT, EEXIST, EBUSY, ENOSPC, EINVAL, EACCES, EOPNOTSUPP, ETIMEDOUT, EIO. When it cannot be asked at
- * all the code is CLIENT_UNREACHABLE and the errno ECONNREFUSED.
+ * errno that fits: ENOENT, EEXIST, EBUSY, ENOSPC, EINVAL, EACCES, EOPNOTSUPP, ETIMEDOUT, EIO. When it cannot be asked
+ * at all the code is CLIENT_UNREACHABLE and the errno ECONNREFUSED.
  */
 #ifndef PLATTER_COMMON_CLIENT_H
 #define PLATTER_COMMON_CLIENT_H
@@ -51,8 +51,8 @@ int client_request(struct client *client, const char *method, const char *path, 
 int client_stream(struct client *client, const char *path, int (*on_line)(json_t *line, void *context), void *context,
                   int timeout_ms, struct error *err);
 
-/* Fill `err` from the "error" member of `answer` (an error answer, or a job that failed); `status` decides what the code
- * word does not. Returns -errno, never 0. */
+/* Fill `err` from the "error" member of `answer` (an error answer, or a job that failed); `status` decides what the
+ * code word does not. Returns -errno, never 0. */
 int client_error(const json_t *answer, int status, struct error *err);
 
 /* `text` with everything escaped that is not unreserved in a URL; the caller frees it. NULL when out of memory. */

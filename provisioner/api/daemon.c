@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * platterd: configuration, manager, socket, server; then the main thread only waits for signals and keeps time. SIGTERM
- * and SIGINT stop the API and the manager; block servers and mounts are not touched and go on. SIGHUP reads the log level
- * again.
+ * and SIGINT stop the API and the manager; block servers and mounts are not touched and go on. SIGHUP reads the log
+ * level again.
  *
  * Signals are handled, not blocked or ignored: a handler is reset by exec, so what platterd starts begins with a clean
  * slate. The handler writes one byte to a pipe.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * GET /v1/events: JSON lines from a sequence number on. A stream holds at most one batch, read from the catalogue when
- * the reader has taken the one before, so a slow reader costs the same as a fast one; what the catalogue forgot meanwhile
- * shows as a gap in the numbers. A stream without news sleeps (suspended) and is woken by the manager, by the server's
- * tick, which sends an empty line so that a dead reader is noticed, or by the server's stop, which ends it.
+ * the reader has taken the one before, so a slow reader costs the same as a fast one; what the catalogue forgot
+ * meanwhile shows as a gap in the numbers. A stream without news sleeps (suspended) and is woken by the manager, by the
+ * server's tick, which sends an empty line so that a dead reader is noticed, or by the server's stop, which ends it.
  */
 #include <errno.h>
 #include <stdlib.h>

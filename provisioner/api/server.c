@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * libmicrohttpd with a pool of threads over one listening Unix socket. A request's life: headers (route, role, bounds),
- * body, handler, perhaps sleep, answer. Two parties hold a request: its connection, until it is completed, and the watch
- * of a job, until the manager has called it; the last one frees it.
+ * body, handler, perhaps sleep, answer. Two parties hold a request: its connection, until it is completed, and the
+ * watch of a job, until the manager has called it; the last one frees it.
  *
  * Lock order: server lock, then a request's or a stream's own lock, then libmicrohttpd's.
  */

@@ -49,7 +49,7 @@ static struct export_entry *find_free(struct exports *exports)
 int exports_start(struct exports *exports, struct image *image, const json_t *request, int *fd, struct error *err)
 {
     struct export_options options = {.image = image, .fd = *fd};
-    const char *kind;
+    const char *kind = NULL;
     int r = member_required_string(request, "name", EXPORT_NAME_MAX, &options.name, err);
     if (r == 0)
         r = member_required_string(request, "kind", 31, &kind, err);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * platter event follow: every event from a sequence number on, each once. A stream that ends (platterd was restarted) is
- * taken up again after the last event that was printed.
+ * platter event follow: every event from a sequence number on, each once. A stream that ends (platterd was restarted)
+ * is taken up again after the last event that was printed.
  */
 #include <errno.h>
 #include <stdio.h>

@@ -181,7 +181,7 @@ static enum blk_state state_of(const char *word)
 
 int blk_hello(struct blk_client *c, struct blk_hello *ret_hello, struct error *err)
 {
-    json_t *answer;
+    json_t *answer = NULL;
     int r = call(c, "hello", json_object(), NULL, 0, HELLO_MS, &answer, err);
     if (r < 0)
         return r;
@@ -210,7 +210,7 @@ int blk_open(struct blk_client *c, const struct blk_layer *layers, size_t count,
              struct blk_geometry *ret_geometry, struct error *err)
 {
     int fds[BLK_LAYERS_MAX];
-    json_t *answer;
+    json_t *answer = NULL;
     if (count == 0 || count > BLK_LAYERS_MAX)
         return error_set(err, EINVAL, "a chain has 1 to %d layers", BLK_LAYERS_MAX);
     json_t *request = json_pack("{s:o, s:b, s:I}", "layers", blk_layers_pack(layers, count, fds), "read_only",
@@ -252,7 +252,7 @@ int blk_flush(struct blk_client *c, struct error *err)
 
 int blk_stats(struct blk_client *c, json_t **ret_stats, struct error *err)
 {
-    json_t *answer;
+    json_t *answer = NULL;
     int r = call(c, "stats", json_object(), NULL, 0, HELLO_MS, &answer, err);
     if (r < 0)
         return r;

@@ -95,7 +95,7 @@ int blk_process_start(const char *binary, const char *mode, int socket_fd, pid_t
             return r;
         binary = path;
     }
-    pid_t pid;
+    pid_t pid = 0;
     int r = spawn(binary, mode, socket_fd, &pid);
     if (r < 0)
         return error_sys(err, r, "start '%s %s'", binary, mode);

@@ -221,7 +221,7 @@ int blk_worker_convert(const struct blk_worker *worker, const struct blk_layer *
                        const struct blk_create *to, uint64_t *ret_bytes, struct error *err)
 {
     int fds[BLK_LAYERS_MAX + 1];
-    json_t *answer;
+    json_t *answer = NULL;
     if (count == 0 || count > BLK_LAYERS_MAX)
         return error_set(err, EINVAL, "a chain has 1 to %d layers", BLK_LAYERS_MAX);
     json_t *request = json_pack("{s:o, s:o}", "from", blk_layers_pack(from, count, fds), "to", pack_create(to));
@@ -249,7 +249,7 @@ int blk_worker_blank(const struct blk_worker *worker, const struct blk_layer *la
                      struct error *err)
 {
     int fds[BLK_LAYERS_MAX];
-    json_t *answer;
+    json_t *answer = NULL;
     if (count == 0 || count > BLK_LAYERS_MAX)
         return error_set(err, EINVAL, "a chain has 1 to %d layers", BLK_LAYERS_MAX);
     json_t *request = json_pack("{s:o}", "layers", blk_layers_pack(layers, count, fds));

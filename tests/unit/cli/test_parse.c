@@ -160,7 +160,7 @@ static void test_exit_codes(void **state)
     }
 }
 
-/* The table of commands itself: every command runs something, and the nouns and verbs that scripts rely on are there. */
+/* The table of commands itself: every command runs something, and what scripts rely on is there. */
 static void test_commands(void **state)
 {
     (void)state;
