@@ -97,7 +97,7 @@ static int dir_delete_file(int dir, const char *name, struct error *err)
     return fsync(dir) < 0 ? error_sys(err, errno, "flush the pool's directory") : 0;
 }
 
-/* ---- the pool itself ---------------------------------------------------------------------------------------- */
+/* ---- the pool itself --------------------------------------------------------------------------------------- */
 
 /* The id in the marker; -ENOENT when there is none. */
 static int dir_read_marker(int dir, char id[MARKER_MAX])
@@ -219,7 +219,7 @@ static int pool_dir_usage(struct pool *pool, struct pool_usage *ret_usage, struc
     return 0;
 }
 
-/* ---- images and sidecars ------------------------------------------------------------------------------------ */
+/* ---- images and sidecars ----------------------------------------------------------------------------------- */
 
 static int pool_dir_image_create(struct pool *pool, const char *layer_id, int *ret_fd, struct error *err)
 {

@@ -44,7 +44,7 @@ int catalogue_begin(struct catalogue *catalogue, struct error *err);
 int catalogue_commit(struct catalogue *catalogue, struct error *err);
 void catalogue_rollback(struct catalogue *catalogue);
 
-/* ---- pools --------------------------------------------------------------------------------------------------- */
+/* ---- pools ------------------------------------------------------------------------------------------------- */
 
 struct pool_record {
     char id[ID_MAX];
@@ -65,7 +65,7 @@ int catalogue_pool_list(struct catalogue *catalogue, struct pool_record **ret_re
 int catalogue_pool_promised(struct catalogue *catalogue, const char *id, uint64_t *ret_bytes, uint64_t *ret_volumes,
                             struct error *err);
 
-/* ---- volumes and layers -------------------------------------------------------------------------------------- */
+/* ---- volumes and layers ------------------------------------------------------------------------------------ */
 
 struct volume_record {
     char id[ID_MAX];
@@ -122,7 +122,7 @@ int catalogue_layer_chain(struct catalogue *catalogue, const char *top, struct l
 int catalogue_layer_list(struct catalogue *catalogue, const char *pool_id, struct layer_record **ret_records,
                          size_t *ret_count, struct error *err);
 
-/* ---- attachments --------------------------------------------------------------------------------------------- */
+/* ---- attachments ------------------------------------------------------------------------------------------- */
 
 struct attachment_record {
     char id[ID_MAX];
@@ -153,7 +153,7 @@ int catalogue_attachment_find(struct catalogue *catalogue, const char *id_or_tar
 int catalogue_attachment_list(struct catalogue *catalogue, const char *volume_id,
                               struct attachment_record **ret_records, size_t *ret_count, struct error *err);
 
-/* ---- jobs ---------------------------------------------------------------------------------------------------- */
+/* ---- jobs -------------------------------------------------------------------------------------------------- */
 
 struct job_record {
     char id[ID_MAX];
@@ -189,7 +189,7 @@ int catalogue_job_active(struct catalogue *catalogue, const char *object_id, cha
 /* Forget ended jobs beyond the newest `keep`. */
 int catalogue_job_trim(struct catalogue *catalogue, unsigned keep, struct error *err);
 
-/* ---- events -------------------------------------------------------------------------------------------------- */
+/* ---- events ------------------------------------------------------------------------------------------------ */
 
 struct event_record {
     uint64_t seq;

@@ -25,8 +25,9 @@ static int flush_device(const char *device, struct error *err)
 }
 
 /*
- * Nothing is discarded (the image is thin and new) and as little as possible is written: ext4's inode tables and journal are
- * left as they are when they are known to read as zeros, else the kernel clears them in the background after mounting.
+ * Nothing is discarded (the image is thin and new) and as little as possible is written: ext4's inode tables and
+ * journal are left as they are when they are known to read as zeros, else the kernel clears them in the background
+ * after mounting.
  */
 int mkfs_format(const char *device, const char *filesystem, bool zeroed, int cancel_fd, struct error *err)
 {

@@ -157,7 +157,7 @@ int process_run(const char *const argv[], int deadline_ms, int cancel_fd, struct
                      WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status), output);
 }
 
-/* ---- children that act for a caller -------------------------------------------------------------------------- */
+/* ---- children that act for a caller ------------------------------------------------------------------------ */
 
 static void child_answer(int socket, int result)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Child processes with deadlines: tools (mkfs and the like), and short-lived children that act with a caller's rights. */
+/* Child processes with deadlines: tools (mkfs and the like), and short-lived children that act with a caller's
+ * rights. */
 #ifndef PLATTER_PROVISIONER_NODE_PROCESS_H
 #define PLATTER_PROVISIONER_NODE_PROCESS_H
 

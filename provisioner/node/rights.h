@@ -26,7 +26,8 @@ int rights_open(const struct rights *rights, const char *path, int flags, mode_t
 /* A stream connection to a Unix socket. */
 int rights_connect(const struct rights *rights, const char *path, int *ret_fd, struct error *err);
 
-/* Give the file `from` the name `to`, which must not exist (-EEXIST), and flush the directory. Both in one file system. */
+/* Give the file `from` the name `to`, which must not exist (-EEXIST), and flush the directory. Both in one file
+ * system. */
 int rights_publish(const struct rights *rights, const char *from, const char *to, struct error *err);
 
 /* unlink(2); a missing file is fine. */

@@ -34,7 +34,7 @@ char *attach_facts_text(const struct job *job)
     return json_text(facts);
 }
 
-/* ---- the request to attach ---------------------------------------------------------------------------------------- */
+/* ---- the request to attach --------------------------------------------------------------------------------- */
 
 static int check_target(const char *target, char normal[CATALOGUE_PATH_MAX], struct error *err)
 {
@@ -246,7 +246,7 @@ int manager_attach(struct manager *m, const struct caller *caller, const struct 
     return r;
 }
 
-/* ---- the end of attaching ------------------------------------------------------------------------------------------ */
+/* ---- the end of attaching ---------------------------------------------------------------------------------- */
 
 int finish_attach(struct job *job, struct error *err)
 {
@@ -293,7 +293,7 @@ int abandon_attach(struct job *job, const struct error *cause, bool undone, stru
     return r;
 }
 
-/* ---- detaching -------------------------------------------------------------------------------------------------------- */
+/* ---- detaching --------------------------------------------------------------------------------------------- */
 
 static int detach_insert(struct job *job, void *arg, struct error *err)
 {

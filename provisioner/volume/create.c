@@ -15,7 +15,7 @@
 #include "provisioner/volume/chain.h"
 #include "provisioner/volume/lifecycle.h"
 
-/* ---- the request -------------------------------------------------------------------------------------------------- */
+/* ---- the request ------------------------------------------------------------------------------------------- */
 
 static int check_qcow2(const struct volume_spec *s, struct error *err)
 {
@@ -145,7 +145,7 @@ int manager_volume_create(struct manager *m, const struct caller *caller, const 
     return r == -EEXIST ? volume_existing(m, spec->name, intent.volume.spec, ret_ticket, err) : r;
 }
 
-/* ---- the steps ----------------------------------------------------------------------------------------------------- */
+/* ---- the steps --------------------------------------------------------------------------------------------- */
 
 static int job_top_layer(const struct job *job, struct layer_record *ret_layer, struct error *err)
 {
@@ -206,7 +206,7 @@ const struct job_kind job_volume_create = {
     .abandon = abandon_new_volume,
 };
 
-/* ---- deletion ------------------------------------------------------------------------------------------------------- */
+/* ---- deletion ---------------------------------------------------------------------------------------------- */
 
 static int delete_insert(struct job *job, void *arg, struct error *err)
 {

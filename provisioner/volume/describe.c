@@ -9,7 +9,7 @@
 
 #define LIST_LIMIT 1000
 
-/* ---- volumes --------------------------------------------------------------------------------------------------- */
+/* ---- volumes ----------------------------------------------------------------------------------------------- */
 
 static json_t *describe_layer(struct pool *pool, const struct layer_record *layer, uint64_t *used)
 {
@@ -96,7 +96,7 @@ int manager_volume_list(struct manager *m, const char *pool, const char *after, 
     return 0;
 }
 
-/* ---- attachments ----------------------------------------------------------------------------------------------- */
+/* ---- attachments ------------------------------------------------------------------------------------------- */
 
 /* What the steps remember under these keys is shown as it is. */
 static const char *const shown[] = {"device", "filesystem", "socket", "queues", "server_pid", "qemu", "error", "qmp"};
@@ -170,7 +170,7 @@ int manager_attachment_list(struct manager *m, const char *volume, json_t **ret_
     return 0;
 }
 
-/* ---- jobs -------------------------------------------------------------------------------------------------------- */
+/* ---- jobs -------------------------------------------------------------------------------------------------- */
 
 static json_t *describe_job(const struct job_record *record)
 {

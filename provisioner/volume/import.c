@@ -2,9 +2,9 @@
 /*
  * volume-import: probe -> files -> copy -> verify -> sidecar.
  *
- * The sources are opened with the caller's rights, each time anew, and looked into by workers only. A name inside an image
- * is never followed: the caller gives the parents. Without `preserve` the chain is read into one new image; with it the
- * files are copied as they are and become the layers of the volume.
+ * The sources are opened with the caller's rights, each time anew, and looked into by workers only. A name inside an
+ * image is never followed: the caller gives the parents. Without `preserve` the chain is read into one new image;
+ * with it the files are copied as they are and become the layers of the volume.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +21,7 @@
 #include "provisioner/volume/chain.h"
 #include "provisioner/volume/lifecycle.h"
 
-/* ---- the request ---------------------------------------------------------------------------------------------------- */
+/* ---- the request ------------------------------------------------------------------------------------------- */
 
 struct intent {
     struct volume_record volume;
@@ -159,7 +159,7 @@ int manager_volume_import(struct manager *m, const struct caller *caller, const 
     return r == -EEXIST ? volume_existing(m, spec->name, intent.volume.spec, ret_ticket, err) : r;
 }
 
-/* ---- sources ---------------------------------------------------------------------------------------------------------- */
+/* ---- sources ----------------------------------------------------------------------------------------------- */
 
 struct sources {
     struct blk_layer layers[IMPORT_LAYERS_MAX];
@@ -255,7 +255,7 @@ static int probe_all(struct job *job, const struct blk_layer *layers, size_t cou
     return 0;
 }
 
-/* ---- the steps ---------------------------------------------------------------------------------------------------------- */
+/* ---- the steps --------------------------------------------------------------------------------------------- */
 
 static bool preserving(const struct job *job)
 {

@@ -31,7 +31,7 @@ const struct job_kind *job_kind_find(const char *name)
     return NULL;
 }
 
-/* ---- crash points -------------------------------------------------------------------------------------------- */
+/* ---- crash points ------------------------------------------------------------------------------------------ */
 
 static char crash_at[256]; /* points, each with a comma before and behind it */
 
@@ -57,7 +57,7 @@ void crash_point(const char *kind, const char *step, const char *suffix)
         (void)kill(getpid(), SIGKILL);
 }
 
-/* ---- creating and freeing ------------------------------------------------------------------------------------ */
+/* ---- creating and freeing ---------------------------------------------------------------------------------- */
 
 static json_t *caller_to_json(const struct caller *caller)
 {
@@ -153,7 +153,7 @@ int job_resume(struct manager *manager, struct job_record *record, struct error 
     return 0;
 }
 
-/* ---- what steps remember ------------------------------------------------------------------------------------- */
+/* ---- what steps remember ----------------------------------------------------------------------------------- */
 
 const char *job_get(const struct job *job, const char *key)
 {
@@ -217,7 +217,7 @@ struct blk_worker job_worker(struct job *job)
                                .context = job};
 }
 
-/* ---- running --------------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------- */
 
 static int job_record_step(struct job *job, const char *state, const char *step, struct error *err)
 {

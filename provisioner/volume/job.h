@@ -3,16 +3,16 @@
  * Jobs: what changes a volume, in named steps that are recorded before they are done.
  *
  * The intent (rows of the objects, and the job with its request) is committed before the first step. A step and its
- * undo are idempotent: each may run again after having run in whole or in part, because platterd may have died in between,
- * or because a power cut lost the record of later steps. A job that fails or is cancelled is undone from the failing step
- * back to the first; its last commit puts the records right (`finish` or `abandon`). After a restart it goes on at its
- * recorded step, forward or backward.
+ * undo are idempotent: each may run again after having run in whole or in part, because platterd may have died in
+ * between, or because a power cut lost the record of later steps. A job that fails or is cancelled is undone from the
+ * failing step back to the first; its last commit puts the records right (`finish` or `abandon`). After a restart it
+ * goes on at its recorded step, forward or backward.
  *
  * Jobs on one volume run one after another in the order of their intents; others in parallel.
  *
  * Crash points for tests: with PLATTER_CRASH_AT="KIND.STEP" in its environment the daemon kills itself (SIGKILL) before
- * doing that step, with "KIND.STEP:after" when the step is done but not yet recorded as such. "KIND.begin" is right after the
- * intent was committed, "KIND.finish" right before the last commit and "KIND.finish:after" right after it.
+ * doing that step, with "KIND.STEP:after" when the step is done but not yet recorded as such. "KIND.begin" is right
+ * after the intent was committed, "KIND.finish" right before the last commit and "KIND.finish:after" right after it.
  * "KIND.STEP:undo" is before undoing a step. "KIND.STEP:fail" makes the step fail with EIO after having been done.
  * Several points are separated by commas.
  */

@@ -135,7 +135,7 @@ int job_attachment(const struct job *job, struct attachment_record *ret_record, 
     return catalogue_attachment_find(job->manager->catalogue, job->record.attachment_id, ret_record, err);
 }
 
-/* ---- sidecars --------------------------------------------------------------------------------------------------- */
+/* ---- sidecars ---------------------------------------------------------------------------------------------- */
 
 static json_t *sidecar_layer(const struct layer_record *l)
 {
@@ -190,7 +190,7 @@ int undo_sidecar(struct job *job, struct error *err)
     return r < 0 ? r : pool->ops->sidecar_delete(pool, volume.id, err);
 }
 
-/* ---- layer files ------------------------------------------------------------------------------------------------ */
+/* ---- layer files ------------------------------------------------------------------------------------------- */
 
 int layer_file_create(struct manager *m, const struct layer_record *layer, int *ret_fd, struct error *err)
 {
@@ -226,7 +226,7 @@ int undo_layer_files(struct job *job, struct error *err)
     return r;
 }
 
-/* ---- the end of making a volume ---------------------------------------------------------------------------------- */
+/* ---- the end of making a volume ---------------------------------------------------------------------------- */
 
 static json_t *volume_event(const struct volume_record *volume)
 {

@@ -20,8 +20,8 @@ int volume_pool(struct manager *manager, const char *name_or_id, struct pool_rec
 int volume_existing(struct manager *manager, const char *name, const char *spec, struct ticket *ret_ticket,
                     struct error *err);
 
-/* Within the transaction of a request: -EBUSY (code "volume-in-use", with holder and hint) when an attachment forbids what
- * is asked for. `writing_only`: read-only attachments are no hindrance. */
+/* Within the transaction of a request: -EBUSY (code "volume-in-use", with holder and hint) when an attachment forbids
+ * what is asked for. `writing_only`: read-only attachments are no hindrance. */
 int volume_check_free(struct manager *manager, const struct volume_record *volume, bool writing_only,
                       struct error *err);
 /* -EBUSY (code "job-running") when a job on the volume has not ended; -EINVAL unless it is "available". */

@@ -3,9 +3,9 @@
  * The steps of a mount: the target, formatting by record, mounting, unmounting.
  *
  * A volume is formatted once. Its record says that it never was; the device is proved blank; the record says "begun"
- * before mkfs starts and "formatted" only after the new file system was flushed. If platterd dies in between, "begun" tells
- * its successor that what lies there is the torn work of our own mkfs, which nobody has used: then, and only then, it is made
- * anew without a proof.
+ * before mkfs starts and "formatted" only after the new file system was flushed. If platterd dies in between, "begun"
+ * tells its successor that what lies there is the torn work of our own mkfs, which nobody has used: then, and only
+ * then, it is made anew without a proof.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -75,7 +75,7 @@ int step_target(struct job *job, struct error *err)
     return r < 0 ? r : job_set(job, "canonical", canonical, err);
 }
 
-/* ---- formatting ----------------------------------------------------------------------------------------------------- */
+/* ---- formatting -------------------------------------------------------------------------------------------- */
 
 static int volume_save(struct job *job, const struct volume_record *volume, struct error *err)
 {
@@ -147,7 +147,7 @@ int step_format(struct job *job, struct error *err)
     return r < 0 ? r : job_set(job, "filesystem", volume.filesystem, err);
 }
 
-/* ---- growing at the next mount ------------------------------------------------------------------------------------------ */
+/* ---- growing at the next mount ----------------------------------------------------------------------------- */
 
 /* Is the file system behind its volume, and of this type? */
 static bool is_behind(struct job *job, const char *type, struct volume_record *volume)
@@ -184,7 +184,7 @@ int step_grow(struct job *job, struct error *err)
     return r < 0 ? r : volume_save(job, &volume, err);
 }
 
-/* ---- mounting ------------------------------------------------------------------------------------------------------- */
+/* ---- mounting ---------------------------------------------------------------------------------------------- */
 
 static int mount_on_target(struct job *job, const struct attachment_record *a, struct error *err)
 {

@@ -29,7 +29,7 @@ static bool attachment_known(struct manager *m, const char *id)
     return true;
 }
 
-/* ---- files of pools ----------------------------------------------------------------------------------------------------- */
+/* ---- files of pools ---------------------------------------------------------------------------------------- */
 
 struct pool_scan {
     struct manager *manager;
@@ -69,9 +69,10 @@ static int scan_pools(struct manager *m, json_t *orphans, struct error *err)
     return r;
 }
 
-/* ---- loop devices --------------------------------------------------------------------------------------------------------- */
+/* ---- loop devices ------------------------------------------------------------------------------------------ */
 
-/* Another platterd of this host (a test, say) has devices of its own: ours lie over our runtime directory or our pools. */
+/* Another platterd of this host (a test, say) has devices of its own: ours lie over our runtime directory or our
+ * pools. */
 static bool loop_is_ours(struct manager *m, const char *device)
 {
     char path[64], backing[CATALOGUE_PATH_MAX] = "";
@@ -98,7 +99,7 @@ static int scan_loop(void *arg, const char *device, const char *label)
     return 0;
 }
 
-/* ---- mounts, sockets, processes ---------------------------------------------------------------------------------------------- */
+/* ---- mounts, sockets, processes ---------------------------------------------------------------------------- */
 
 static void scan_mounts(struct manager *m, json_t *orphans)
 {

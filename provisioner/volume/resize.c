@@ -105,7 +105,7 @@ int manager_volume_resize(struct manager *m, const struct caller *caller, const 
     return resize_start(m, caller, &volume, rounded, ret_ticket, err);
 }
 
-/* ---- the steps --------------------------------------------------------------------------------------------------------- */
+/* ---- the steps --------------------------------------------------------------------------------------------- */
 
 static int resize_offline(struct job *job, const struct volume_record *volume, uint64_t size, struct error *err)
 {

@@ -190,7 +190,7 @@ void server_disconnect_all(struct manager *m)
     }
 }
 
-/* ---- an unexpected end ---------------------------------------------------------------------------------------- */
+/* ---- an unexpected end ------------------------------------------------------------------------------------- */
 
 static void attachment_fail(struct manager *m, const char *attachment_id)
 {

@@ -91,7 +91,7 @@ int undo_listen(struct job *job, struct error *err)
     return unlink(path) < 0 && errno != ENOENT ? error_sys(err, errno, "remove '%s'", path) : 0;
 }
 
-/* ---- plugging ---------------------------------------------------------------------------------------------------------- */
+/* ---- plugging ---------------------------------------------------------------------------------------------- */
 
 static struct qmp_disk vm_disk(const struct job *job, const struct attachment_record *a)
 {
@@ -154,8 +154,8 @@ static bool vm_clients(struct job *job)
     return clients > 0;
 }
 
-/* Nobody pulled the disk out: a guest that still has it would lose what it has not flushed. One whose QEMU just ended is
- * given a moment to be noticed. */
+/* Nobody pulled the disk out: a guest that still has it would lose what it has not flushed. One whose QEMU just ended
+ * is given a moment to be noticed. */
 static int vm_check_unused(struct job *job, struct error *err)
 {
     int64_t deadline = manager_now_ms() + LAST_CLIENT_MS;
@@ -189,7 +189,7 @@ int undo_plug(struct job *job, struct error *err)
     return 0; /* the server goes in any case: the guest never was told that the disk is its own */
 }
 
-/* ---- instructions ------------------------------------------------------------------------------------------------------ */
+/* ---- instructions ------------------------------------------------------------------------------------------ */
 
 static json_t *qemu_arguments(const struct qmp_disk *d)
 {

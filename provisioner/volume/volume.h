@@ -51,12 +51,12 @@ struct manager_options {
  * long as a few catalogue commits; never waits for volumes. Reads PLATTER_CRASH_AT (see job.h). */
 int manager_start(const struct manager_options *options, struct manager **ret_manager, struct error *err);
 
-/* Stops taking jobs, lets running steps end (bounded by their deadlines; conversions are cancelled and resumed or undone
- * at the next start), answers all watches with ended = false, frees. Block servers and mounts stay. NULL is allowed.
- * Returns NULL. No other call may run or follow. */
+/* Stops taking jobs, lets running steps end (bounded by their deadlines; conversions are cancelled and resumed or
+ * undone at the next start), answers all watches with ended = false, frees. Block servers and mounts stay. NULL is
+ * allowed. Returns NULL. No other call may run or follow. */
 struct manager *manager_stop(struct manager *manager);
 
-/* ---- callers ------------------------------------------------------------------------------------------------ */
+/* ---- callers ----------------------------------------------------------------------------------------------- */
 
 enum caller_role { CALLER_VIEWER, CALLER_OPERATOR, CALLER_ADMIN };
 
@@ -71,7 +71,7 @@ struct caller {
     size_t group_count;
 };
 
-/* ---- tickets: the answer to every volume and attachment mutation --------------------------------------------- */
+/* ---- tickets: the answer to every volume and attachment mutation ------------------------------------------- */
 
 struct ticket {
     char job[ID_MAX];    /* the job to watch, or "" when there is nothing to do */
@@ -79,7 +79,7 @@ struct ticket {
     bool existed;        /* the same was asked before: `object` is there (job "") or being made (job set) */
 };
 
-/* ---- pools (done when the call returns) ---------------------------------------------------------------------- */
+/* ---- pools (done when the call returns) -------------------------------------------------------------------- */
 
 struct pool_spec {
     const char *name;
@@ -100,7 +100,7 @@ int manager_pool_get(struct manager *manager, const char *name_or_id, json_t **r
 /* An array of the same, by name. */
 int manager_pool_list(struct manager *manager, json_t **ret_pools, struct error *err);
 
-/* ---- volumes ------------------------------------------------------------------------------------------------- */
+/* ---- volumes ----------------------------------------------------------------------------------------------- */
 
 struct volume_spec {
     const char *name;        /* 1..63 of [A-Za-z0-9._-], beginning with a letter or digit, without ".." */
@@ -165,7 +165,7 @@ int manager_volume_get(struct manager *manager, const char *name_or_id, json_t *
 int manager_volume_list(struct manager *manager, const char *pool, const char *after, unsigned limit,
                         json_t **ret_volumes, struct error *err);
 
-/* ---- attachments --------------------------------------------------------------------------------------------- */
+/* ---- attachments ------------------------------------------------------------------------------------------- */
 
 struct attach_spec {
     const char *volume;        /* name or id */
@@ -195,7 +195,7 @@ int manager_attachment_get(struct manager *manager, const char *id_or_target, js
                            struct error *err);
 int manager_attachment_list(struct manager *manager, const char *volume, json_t **ret_attachments, struct error *err);
 
-/* ---- jobs ---------------------------------------------------------------------------------------------------- */
+/* ---- jobs -------------------------------------------------------------------------------------------------- */
 
 /* {id, kind, volume?, volume_id?, attachment?, state: "queued"|"running"|"succeeded"|"failed"|"cancelled", step,
  * progress: {done, total}, error?: {code, message, holder, hint}, created, ended?} */
@@ -219,7 +219,7 @@ typedef void (*job_watch_fn)(void *arg, bool ended);
 int manager_job_watch(struct manager *manager, const char *id, unsigned timeout_ms, job_watch_fn fn, void *arg,
                       struct error *err);
 
-/* ---- events and orphans -------------------------------------------------------------------------------------- */
+/* ---- events and orphans ------------------------------------------------------------------------------------ */
 
 /* An array of {seq, time, kind ("volume.created", "attachment.failed", ...), object, volume?, data}, oldest first, at
  * most `limit` (0 = 1000) with seq > after. */

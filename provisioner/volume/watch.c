@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Waiting for jobs without a thread for each waiter. A watch is in the list until it is answered; whoever takes it
- * out of the list calls it, so it is called once. It is put there before the job's record is looked at, so an end between
- * the two is not missed.
+ * out of the list calls it, so it is called once. It is put there before the job's record is looked at, so an end
+ * between the two is not missed.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -79,8 +79,8 @@ $3
 $now"
 }
 
-# matrix KIND "STEPS" PREPARE COMMAND CLEAN: functions. For every point: PREPARE, COMMAND with the crash, the host is as before
-# or as after, COMMAND again brings it to `after` unless it is there, CHECK (if there is one), CLEAN.
+# matrix KIND "STEPS" PREPARE COMMAND CLEAN: functions. For every point: PREPARE, COMMAND with the crash, the host is
+# as before or as after, COMMAND again brings it to `after` unless it is there, CHECK (if there is one), CLEAN.
 matrix() {
     local kind=$1 steps=$2 prepare=$3 command=$4 clean=$5 check=${6:-true} base before after now step point points=()
     base=$(footprint)
