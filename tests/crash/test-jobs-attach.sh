@@ -12,7 +12,7 @@ mkdir "$TMP/witness"
 platter volume create witness --size 256M -o name >/dev/null
 platter mount witness "$TMP/witness" >/dev/null
 fio --name=witness --filename="$TMP/witness/data" --size=16M --rw=randwrite --bs=4k --direct=1 --iodepth=4 --ioengine=libaio \
-    --verify=crc32c --time_based --runtime=3600 --rate_iops=400 --loops=1000 >"$TMP/witness.log" 2>&1 &
+    --verify=crc32c --verify_state_save=0 --time_based --runtime=3600 --rate_iops=400 --loops=1000 >"$TMP/witness.log" 2>&1 &
 WITNESS=$!
 end_witness() { kill -INT "$WITNESS" 2>/dev/null; wait "$WITNESS" 2>/dev/null; umount -q "$TMP/witness" || true; }
 cleanup_fn end_witness
