@@ -131,6 +131,24 @@ static int format_device(struct job *job, struct volume_record *volume, struct e
     return r < 0 ? r : step_sidecar(job, err);
 }
 
+/* A guest, or whoever had the device, may have made the file system that the record waits for: it is taken as it is.
+ * Never after "begun": that may be our own torn work. Whatever else is found is for format_device() to refuse. */
+static int adopt_filesystem(struct job *job, struct volume_record *volume, struct error *err)
+{
+    CLEANUP_CLOSE int fd = -1;
+    char type[WORD_MAX];
+    if (volume->formatted || strcmp(volume->content, "any") != 0)
+        return 0;
+    int r = device_open(job, O_RDONLY, &fd, err);
+    if (r < 0)
+        return r;
+    if (mkfs_probe(fd, type, sizeof(type), NULL) < 0 || strcmp(type, volume->filesystem) != 0)
+        return 0;
+    volume->formatted = true;
+    r = volume_save(job, volume, err);
+    return r < 0 ? r : step_sidecar(job, err);
+}
+
 int step_format(struct job *job, struct error *err)
 {
     struct volume_record volume = {0};
@@ -139,7 +157,9 @@ int step_format(struct job *job, struct error *err)
         return r;
     if (!volume.filesystem[0])
         r = find_filesystem(job, &volume, err);
-    else if (!volume.formatted)
+    else
+        r = adopt_filesystem(job, &volume, err);
+    if (r == 0 && !volume.formatted) /* an imported volume always counts as formatted */
         r = format_device(job, &volume, err);
     const char *wanted = job_get(job, "wanted_filesystem");
     if (r == 0 && wanted[0] && strcmp(wanted, volume.filesystem) != 0)
