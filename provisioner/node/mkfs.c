@@ -61,5 +61,10 @@ int mkfs_grow(const char *target, const char *filesystem, unsigned long long siz
     if (fd < 0 || fstatfs(fd, &fs) < 0)
         return error_sys(err, errno, "look at '%s'", target);
     uint64_t blocks = size / (uint64_t)fs.f_bsize;
-    return ioctl(fd, EXT4_RESIZE_FS, &blocks) < 0 ? error_sys(err, errno, "grow the file system at '%s'", target) : 0;
+    if (ioctl(fd, EXT4_RESIZE_FS, &blocks) == 0)
+        return 0;
+    int r = error_sys(err, errno, "grow the file system at '%s'", target);
+    if (r == -EPERM)
+        (void)error_hint(err, "the kernel wants CAP_SYS_RESOURCE of platterd for a mounted ext4; the volume has grown");
+    return r;
 }
