@@ -90,8 +90,10 @@ static int find_filesystem(struct job *job, struct volume_record *volume, struct
     int r = device_open(job, O_RDONLY, &fd, err);
     if (r == 0)
         r = mkfs_probe(fd, type, sizeof(type), err);
-    if (r == -ENOENT)
+    if (r == -ENOENT) {
+        (void)error_set(err, EINVAL, "volume '%s' holds no file system", volume->name);
         return error_code(err, "no-filesystem");
+    }
     if (r < 0)
         return r;
     if (strcmp(type, "ext4") != 0 && strcmp(type, "xfs") != 0) {

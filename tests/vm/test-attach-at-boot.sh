@@ -6,7 +6,6 @@
 . "$(dirname "$0")/../lib/platterd.sh"
 . "$(dirname "$0")/../lib/vm.sh"
 VM_PROGRAMS='fstrim'
-VM_CPUS=2
 vm_requires
 mkdir "$TMP/mnt"
 start_platterd
