@@ -111,7 +111,7 @@ static void print_table(const json_t *array, const struct column *columns)
     char cell[CELL_MAX];
     size_t count = 0, index;
     json_t *row;
-    for (; columns[count].header && count < COLUMNS_MAX; count++)
+    for (; count < COLUMNS_MAX && columns[count].header; count++)
         width[count] = (int)strlen(columns[count].header);
     json_array_foreach (array, index, row) {
         for (size_t i = 0; i < count; i++) {

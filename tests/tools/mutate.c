@@ -333,6 +333,7 @@ int main(int argc, char **argv)
     if (r < 0)
         (void)fprintf(stderr, "mutate: %s: %s (seed %" PRIu64 ")\n", target, strerror(-r), run.seed);
     run.target.vhost = vhost_client_close(run.target.vhost);
+    free(run.buffer);
     if (run.target.nbd)
         nbd_close(run.target.nbd);
     return r < 0;
