@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -145,6 +146,28 @@ int blank_check(int fd, const char *name, struct error *err)
     default:
         return error_set(err, EIO, "libblkid cannot look at '%s', so it is not formatted", name);
     }
+}
+
+int blank_check_whole(int fd, const char *name, int cancel_fd, struct error *err)
+{
+    uint64_t size;
+    CLEANUP_FREE uint8_t *part = malloc(MIB);
+    int r = size_of(fd, &size);
+    if (!part || r < 0)
+        return error_sys(err, r < 0 ? r : ENOMEM, "look at '%s'", name);
+    for (uint64_t at = 0; at < size; at += MIB) {
+        struct pollfd cancel = {.fd = cancel_fd, .events = POLLIN};
+        size_t length = (size_t)MIN(size - at, MIB);
+        if (cancel_fd >= 0 && poll(&cancel, 1, 0) == 1)
+            return error_set(err, ECANCELED, "looking whether '%s' is blank was cancelled", name);
+        r = read_whole(fd, part, length, at);
+        if (r < 0)
+            return error_sys(err, r, "'%s' cannot be read, so it is not formatted", name);
+        if (!all_zero(part, length))
+            return not_blank(err, name, "there is data in it");
+        (void)posix_fadvise(fd, (off_t)at, (off_t)length, POSIX_FADV_DONTNEED); /* only a hint */
+    }
+    return 0;
 }
 
 int mkfs_probe(int fd, char *ret_type, size_t size, struct error *err)

@@ -14,6 +14,9 @@
  * nor our own list of image formats sees anything? 0 = blank; -EINVAL (code "not-blank") with what was found, also
  * for an ambiguous answer; -EIO when it cannot be read. Reads through the page cache. */
 int blank_check(int fd, const char *name, struct error *err);
+/* For a device that somebody could have written: every byte of it must read as zero. Blocks for as long as that takes;
+ * -ECANCELED when `cancel_fd` (-1 = none) becomes readable; else as above. */
+int blank_check_whole(int fd, const char *name, int cancel_fd, struct error *err);
 
 /* The file system that libblkid sees on `fd`: "ext4", "xfs", ... -ENOENT: none; -EINVAL (code "not-blank"):
  * ambiguous. */

@@ -112,6 +112,8 @@ static int format_device(struct job *job, struct volume_record *volume, struct e
         int r = device_open(job, O_RDONLY, &fd, err);
         if (r == 0)
             r = blank_check(fd, volume->name, err);
+        if (r == 0 && !zeroed) /* somebody could have written anywhere */
+            r = blank_check_whole(fd, volume->name, job->cancel_fd, err);
         if (r < 0)
             return r;
         text_copy(volume->content, "begun");

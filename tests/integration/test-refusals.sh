@@ -15,7 +15,7 @@ state() {
     platter attachment list -o json
     find "$PLATTERD_DIR/pool-default" "$PLATTERD_DIR/run" "$TMP/out" -printf '%p %y\n' | sort
     find "$PLATTERD_DIR/pool-default" -name 'lay-*' -type f -exec sha256sum {} + | sort
-    losetup -l -n -O NAME,BACK-FILE | grep -F -e "$TMP" -e platter | sort || true
+    losetup -l -n -O NAME,BACK-FILE | grep -F "$TMP" | sort || true
     grep -F "$TMP" /proc/self/mountinfo | cut -d' ' -f 4- || true
 }
 
