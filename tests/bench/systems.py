@@ -68,6 +68,7 @@ class Floor:
                 file.truncate(self.bed.size)
         else:
             shutil.copyfile(self.bed.filled, self.path)
+            os.sync()
         return Target("file", self.path, self.bed.size, [])
 
     def stop(self):
@@ -91,8 +92,9 @@ class Peer:
         if fresh:
             subprocess.run(["qemu-img", "create", "-q", "-f", self.format, self.image, str(self.bed.size)], check=True)
         else:
-            subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", self.format, self.bed.filled, self.image],
-                           check=True)
+            subprocess.run(["qemu-img", "convert", "-t", "none", "-f", "raw", "-O", self.format, self.bed.filled,
+                            self.image], check=True)
+        os.sync()  # or the first direct reads wait for the page cache to be written
 
     def serve(self, command):
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
