@@ -14,35 +14,12 @@
 # Two oddities: `-cpu max` under QEMU 7.2 needs -cx16, or the guest's kernel crashes at random in cmpxchg16b; and
 # the kernel starts from its unpacked vmlinux, which saves the emulated CPU unpacking it.
 
-VM_CACHE=${XDG_CACHE_HOME:-/var/cache}/platter-test
+. "$PLATTER_SOURCE/tests/lib/backports.sh"
+VM_CACHE=$BACKPORTS_CACHE
 VM_MODULES=(virtio_blk virtio_scsi sd_mod xfs loop nbd)
 VM_BASE_PROGRAMS=(mkfs.ext4 resize2fs e2fsck)
 
 # ---- kernel and initramfs, kept in the cache -------------------------------------------------------------------
-
-# The mirror that this machine's own configuration names.
-vm_mirror() {
-    local mirror
-    mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) bookworm .*/\2/p' \
-        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n1)
-    echo "${mirror:-http://deb.debian.org/debian}"
-}
-
-# Fetch the newest backports cloud kernel with an apt configuration of its own: the system's stays as it is.
-vm_fetch_kernel() {
-    local work=$1 package
-    mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/tree"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(vm_mirror) bookworm-backports main" \
-        >"$work/sources.list"
-    local options=(-o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=-
-        -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root
-        -o DPkg::Lock::Timeout=300)
-    apt-get "${options[@]}" -qq update || return
-    package=$(apt-cache "${options[@]}" depends linux-image-cloud-amd64 | awk '/Depends:/ {print $2; exit}')
-    [[ $package ]] || return
-    (cd "$work" && apt-get "${options[@]}" -qq download "$package") || return
-    dpkg -x "$work"/linux-image-*.deb "$work/tree"
-}
 
 # The uncompressed kernel out of a bzImage: from the start of its zstd stream on.
 vm_unpack_kernel() {
@@ -60,7 +37,7 @@ vm_prepare_kernel() {
     local work version
     work=$(mktemp -d "$VM_CACHE/fetch.XXXXXX")
     cleanup_fn rm -rf "$work"
-    vm_fetch_kernel "$work" >&2 || skip "cannot fetch a kernel from bookworm-backports"
+    backports_unpack "$work" @linux-image-cloud-amd64 >&2 || skip "cannot fetch a kernel from bookworm-backports"
     version=$(ls "$work/tree/lib/modules")
     depmod -b "$work/tree" "$version"
     vm_unpack_kernel "$work/tree/boot/vmlinuz-$version" "$work/tree/vmlinux" || fail "cannot unpack the kernel"
