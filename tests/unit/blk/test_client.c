@@ -316,7 +316,8 @@ static void die_at_once(void *context, uint64_t done, uint64_t total)
     (void)raise(SIGKILL);
 }
 
-/* The caller dies with the worker at work; the worker becomes our child and is awaited. */
+/* The caller dies with the worker at work; the worker becomes our child and is awaited. With the leak sanitizer its
+ * tracer may become our child, too: that one ends by SIGKILL, so how they end says nothing. */
 static void a_worker_does_not_outlive_its_caller(void **state)
 {
     (void)state;
@@ -334,8 +335,11 @@ static void a_worker_does_not_outlive_its_caller(void **state)
     int status;
     assert_int_equal(waitpid(caller, &status, 0), caller);
     assert_true(WIFSIGNALED(status));
+    int ended = 0;
     while (waitpid(-1, &status, 0) > 0)
-        assert_true(WIFEXITED(status));
+        ended++;
+    assert_int_equal(errno, ECHILD);
+    assert_true(ended >= 1);
     assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0), 0);
     (void)close(from);
     (void)close(to);
