@@ -127,6 +127,13 @@ void image_geometry(const struct image *image, struct image_geometry *ret_geomet
  * wait for a moment. Durable when it returns. New space reads as zeros. */
 int image_resize(struct image *image, uint64_t size, struct error *err);
 
+/* The control thread: freeze the top layer and put `layer` (an empty qcow2 image of the same size, made to have the old
+ * top as its backing file) above it, while queues go on serving: requests wait for a moment, whose length does not
+ * depend on the image's size. All that was completed before is durable in the frozen layer when it returns. `layer->file`
+ * is taken over on success only; after an error the image goes on as it was. -EINVAL: read-only, sizes differ, the new
+ * layer is not empty; -E2BIG: too many layers. */
+int image_snapshot(struct image *image, const struct image_layer *layer, struct error *err);
+
 /* The control thread: wait until no request is in flight on any queue and hold new ones back, until
  * image_drain_end. Needs the queues' loops to run. Not nested. */
 void image_drain_begin(struct image *image);
@@ -173,5 +180,36 @@ struct image_info {
     char backing_format[32]; /* "" = not said */
 };
 int image_probe(struct io_file *file, const char *format, struct image_info *ret_info, struct error *err);
+
+/* ---- checking ------------------------------------------------------------------------------------------------ */
+
+struct image_check_options {
+    bool repair;         /* needs a file open for writing; else nothing is written, whatever the header says */
+    size_t memory_bytes; /* bound for counts held at once; more passes over the tables when less; 0 = 64 MiB */
+    /* Bytes of tables looked at, of an estimate; nonzero ends the check with -ECANCELED. May be NULL. */
+    int (*progress)(void *context, uint64_t done, uint64_t total);
+    void *context;
+};
+
+struct image_check {
+    uint64_t clusters;     /* of the file */
+    uint64_t allocated;    /* guest clusters with data */
+    uint64_t compressed;   /* of these */
+    uint64_t leaks;        /* host clusters counted but not used (or counted more often) */
+    uint64_t low_counts;   /* host clusters used but counted less often: writing would corrupt */
+    uint64_t copied_flags; /* entries whose "copied" bit does not agree with the count */
+    uint64_t bad_entries;  /* L1, L2, table entries that point nowhere, are not aligned, or set reserved bits */
+    uint64_t double_use;   /* host clusters with two users that may not share: both may be written */
+    uint64_t repaired;     /* of all these, now right */
+    bool dirty, corrupt;   /* the header's bits as found */
+};
+
+/* Compare an image's reference counts with its tables (active, internal snapshots, bitmaps). One file: layers below are
+ * not needed. 0 also when something is wrong: the counters tell. -EUCLEAN: the header is unusable. With repair, in this
+ * order, each durable before the next: leaks are returned, low counts raised, copied flags set right, entries that point
+ * nowhere cleared (their range reads as below or as zeros), the dirty and corrupt bits cleared once nothing is wrong. A
+ * crash at any moment leaves an image that is no worse. Raw: all zeros. */
+int image_check(struct io_file *file, const char *format, const struct image_check_options *options,
+                struct image_check *ret_check, struct error *err);
 
 #endif

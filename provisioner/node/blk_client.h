@@ -94,6 +94,9 @@ int blk_export(struct blk_client *client, const struct blk_export *export, int f
 int blk_unexport(struct blk_client *client, const char *name, struct error *err);
 /* Grow the image and tell every export's clients. */
 int blk_resize(struct blk_client *client, uint64_t size, struct error *err);
+/* Freeze the top layer and put `layer` (an empty image over it) on top, under load. `id` names the new top: the same
+ * request again is answered with success. */
+int blk_snapshot(struct blk_client *client, const char *id, const struct blk_layer *layer, struct error *err);
 int blk_flush(struct blk_client *client, struct error *err);
 /* {"exports": [{name, kind, reads, writes, flushes, discards, read_bytes, write_bytes, errors, clients}]}: the
  * caller's reference. */
@@ -162,6 +165,20 @@ int blk_worker_convert(const struct blk_worker *worker, const struct blk_layer *
 /* Grow an image that no server has open. */
 int blk_worker_resize(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, uint64_t size,
                       struct error *err);
+
+/* Write what layers[0] holds itself (data and zeros) into layers[1], which is open for writing; the same again after a
+ * crash is harmless. Durable when it returns; layers[0] is not changed. layers[1] grows to layers[0]'s size. `count`
+ * may be larger: the layers below give what copy on write needs. */
+int blk_worker_commit(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, struct error *err);
+
+/* As struct image_check of backends/format. */
+struct blk_check {
+    uint64_t clusters, allocated, compressed, leaks, low_counts, copied_flags, bad_entries, double_use, repaired;
+    bool dirty, corrupt;
+};
+/* Compare counts with tables of one image file that no server has open; with `repair` put right what can be. */
+int blk_worker_check(const struct blk_worker *worker, int fd, const char *format, bool repair,
+                     struct blk_check *ret_check, struct error *err);
 
 /* Do the first and last MiB read as zeros, through the format? */
 int blk_worker_blank(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, bool *ret_blank,
