@@ -204,6 +204,36 @@ int image_resize(struct image *image, uint64_t size, struct error *err)
     return r;
 }
 
+static int check_shrink(const struct image *image, uint64_t size, struct error *err)
+{
+    if (image->read_only)
+        return error_set(err, EROFS, "the image is open for reading only");
+    if (image_failed(image))
+        return error_sys(err, image_failed(image), "the image failed before");
+    if (size == 0 || size % 512 || size > image->size)
+        return error_set(err, EINVAL, "an image of %llu bytes cannot be cut at %llu", (unsigned long long)image->size,
+                         (unsigned long long)size);
+    if (image->count > 1) {
+        (void)error_set(err, EOPNOTSUPP, "the image has layers below it");
+        return error_code(err, "has-layers");
+    }
+    return 0;
+}
+
+int image_shrink(struct image *image, uint64_t size, struct error *err)
+{
+    struct layer *top = image->layers[0];
+    int r = check_shrink(image, size, err);
+    if (r < 0 || size == image->size)
+        return r;
+    r = top->ops->resize(top, size, err);
+    if (r == 0) {
+        top->size = size;
+        update_geometry(image);
+    }
+    return r;
+}
+
 /* ---- creating and probing ---- */
 
 static const struct layer_ops *format_named(const char *format, struct error *err)

@@ -127,6 +127,11 @@ void image_geometry(const struct image *image, struct image_geometry *ret_geomet
  * wait for a moment. Durable when it returns. New space reads as zeros. */
 int image_resize(struct image *image, uint64_t size, struct error *err);
 
+/* The control thread, without queues: cut the image at `size`, a multiple of 512 below its own. What lies beyond was given
+ * back before (IMAGE_WRITE_ZEROES that may unmap) and flushed: the image may grow again and must then read zeros there.
+ * Durable when it returns. -EOPNOTSUPP (code "has-layers"): it has layers below, which would show again. */
+int image_shrink(struct image *image, uint64_t size, struct error *err);
+
 /* The control thread: freeze the top layer and put `layer` (an empty qcow2 image of the same size, made to have the old
  * top as its backing file) above it, while queues go on serving: requests wait for a moment, whose length does not
  * depend on the image's size. All that was completed before is durable in the frozen layer when it returns. `layer->file`

@@ -41,7 +41,8 @@ struct layer_ops {
      * or later on the same thread. Frozen layers get IMAGE_READ and IMAGE_STATUS only. */
     void (*submit)(struct layer_queue *lq, struct image_request *request);
 
-    /* Required for writable layers; control thread, image drained; may block. Grows only. */
+    /* Required for writable layers; control thread, image drained; may block. When it shrinks the image, what
+     * lies beyond reads as zeros already. */
     int (*resize)(struct layer *layer, uint64_t size, struct error *err);
 
     int (*create)(struct io_file *file, const struct image_create_options *options, struct error *err);

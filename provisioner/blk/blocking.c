@@ -73,9 +73,35 @@ int blocking_read(struct blocking *b, void *buffer, size_t length, uint64_t offs
     return submit_and_wait(b, &w);
 }
 
+int blocking_write(struct blocking *b, const void *buffer, size_t length, uint64_t offset)
+{
+    struct iovec iov = {.iov_base = (void *)buffer, .iov_len = length};
+    struct waiting w = {
+        .request = {.op = IMAGE_WRITE, .offset = offset, .length = length, .iov = &iov, .iovcnt = 1},
+    };
+    return submit_and_wait(b, &w);
+}
+
 int blocking_flush(struct blocking *b)
 {
     struct waiting w = {.request = {.op = IMAGE_FLUSH}};
+    return submit_and_wait(b, &w);
+}
+
+int blocking_zeroes(struct blocking *b, uint64_t offset, uint64_t length)
+{
+    struct waiting w = {
+        .request = {.op = IMAGE_WRITE_ZEROES, .flags = IMAGE_MAY_UNMAP, .offset = offset, .length = length},
+    };
+    return submit_and_wait(b, &w);
+}
+
+int blocking_status(struct blocking *b, uint64_t offset, uint64_t length, struct image_extent *ret_extent)
+{
+    struct image_status status = {.extents = ret_extent, .max = 1};
+    struct waiting w = {
+        .request = {.op = IMAGE_STATUS, .offset = offset, .length = length, .status = &status},
+    };
     return submit_and_wait(b, &w);
 }
 

@@ -12,7 +12,12 @@ struct blocking *blocking_destroy(struct blocking *blocking);
 
 /* 0 or -errno, as image_submit gives. */
 int blocking_read(struct blocking *blocking, void *buffer, size_t length, uint64_t offset);
+int blocking_write(struct blocking *blocking, const void *buffer, size_t length, uint64_t offset);
 int blocking_flush(struct blocking *blocking);
+/* Zeros that may give their space back. */
+int blocking_zeroes(struct blocking *blocking, uint64_t offset, uint64_t length);
+/* The first run of equal state from `offset` on, within `length`. */
+int blocking_status(struct blocking *blocking, uint64_t offset, uint64_t length, struct image_extent *ret_extent);
 
 /* All in one, for a single flush. */
 int blocking_flush_once(struct image *image, struct error *err);
