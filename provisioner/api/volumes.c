@@ -128,18 +128,17 @@ int handle_volume_get(struct request *request, struct error *err)
 
 int handle_volume_resize(struct request *request, struct error *err)
 {
-    struct resize {
-        uint64_t size;
-    } resize = {0};
     static const struct member members[] = {
-        {"size", MEMBER_U64, offsetof(struct resize, size), true, NULL, 0},
+        {"size", MEMBER_U64, offsetof(struct resize_spec, size), true, NULL, 0},
+        {"shrink", MEMBER_BOOL, offsetof(struct resize_spec, shrink), false, NULL, 0},
+        {"discard_data", MEMBER_BOOL, offsetof(struct resize_spec, discard_data), false, NULL, 0},
         MEMBERS_END,
     };
+    struct resize_spec spec = {.volume = request->parameters[0]};
     struct ticket ticket = {0};
-    int r = body_read(request->body, members, &resize, err);
+    int r = body_read(request->body, members, &spec, err);
     if (r == 0)
-        r = manager_volume_resize(request->manager, &request->caller, request->parameters[0], resize.size, &ticket,
-                                  err);
+        r = manager_volume_resize(request->manager, &request->caller, &spec, &ticket, err);
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
 }
 

@@ -30,9 +30,9 @@ static int check_content(struct blocking *b, uint8_t *buffer, uint64_t old, uint
     if (!content.name || content.end <= size)
         return 0;
     if (content.end == UINT64_MAX)
-        (void)error_set(err, EBUSY, "how much of the image its %s needs cannot be told", content.name);
+        (void)error_set(err, EOPNOTSUPP, "how much of the image its %s needs cannot be told", content.name);
     else
-        (void)error_set(err, EBUSY, "its %s needs %ju bytes, more than %ju", content.name, (uintmax_t)content.end,
+        (void)error_set(err, EOPNOTSUPP, "its %s needs %ju bytes, more than %ju", content.name, (uintmax_t)content.end,
                         (uintmax_t)size);
     (void)error_hint(err, "make the file system or the partitions smaller first");
     return error_code(err, "content-beyond");
@@ -74,7 +74,7 @@ static int check_tail(struct blocking *b, uint8_t *buffer, uint64_t size, uint64
         return error_sys(err, r, "read the image at %ju", (uintmax_t)offset);
     if (offset >= old)
         return 0;
-    (void)error_set(err, EBUSY, "there is data at byte %ju, beyond %ju", (uintmax_t)offset, (uintmax_t)size);
+    (void)error_set(err, EOPNOTSUPP, "there is data at byte %ju, beyond %ju", (uintmax_t)offset, (uintmax_t)size);
     (void)error_hint(err, "--discard-data lets go of all that lies beyond");
     return error_code(err, "data-beyond");
 }

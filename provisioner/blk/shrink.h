@@ -7,8 +7,8 @@
 #include "provisioner/blk/convert.h"
 
 /* May the image, open without queues, be cut at `size`? A known file system or partition table (content.h) that needs
- * what lies beyond is in the way (-EBUSY, code "content-beyond"). Otherwise, where the content is not known, whatever is
- * not zeros there is (-EBUSY, code "data-beyond"), unless `discard_data`. Only reads. Blocks. */
+ * what lies beyond is in the way (-EOPNOTSUPP, code "content-beyond"). Otherwise, where the content is not known, whatever is
+ * not zeros there is (-EOPNOTSUPP, code "data-beyond"), unless `discard_data`. Only reads. Blocks. */
 int shrink_check(struct image *image, uint64_t size, bool discard_data, struct error *err);
 
 /* Give back what lies beyond `size`, then cut. Killed in between, the image has its old size and zeros at its end; the

@@ -20,6 +20,7 @@
 #include "provisioner/blk/blocking.h"
 #include "provisioner/blk/convert.h"
 #include "provisioner/blk/members.h"
+#include "provisioner/blk/shrink.h"
 
 enum {
     REQUEST_TIMEOUT_MS = 30000,
@@ -216,6 +217,29 @@ static int do_resize(struct worker *w, struct error *err)
     return r < 0 ? r : closed;
 }
 
+static int do_shrink(struct worker *w, struct error *err)
+{
+    uint64_t size;
+    struct image *image = NULL;
+    bool check_only, discard_data;
+    int r = member_u64(w->request, "size", INT64_MAX, &size, err);
+    if (r == 0)
+        r = member_bool(w->request, "check_only", &check_only, err);
+    if (r == 0)
+        r = member_bool(w->request, "discard_data", &discard_data, err);
+    if (r == 0 && w->fd_count > 1) { /* looked at before the end is given back */
+        (void)error_set(err, EOPNOTSUPP, "it stands over other layers, which would show again when it grows");
+        r = error_code(err, "has-layers");
+    }
+    if (r == 0)
+        r = open_chain(w, "layers", w->fd_count, !check_only, &image, err);
+    if (r < 0)
+        return r;
+    r = check_only ? shrink_check(image, size, discard_data, err) : shrink_image(image, size, &w->progress, err);
+    int closed = image_close(image, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
 /* Does [offset, offset + length) read as zeros? */
 static int range_blank(struct blocking *b, uint64_t offset, uint64_t length, bool *ret_blank)
 {
@@ -259,7 +283,8 @@ static const struct {
     const char *op;
     int (*run)(struct worker *w, struct error *err);
 } commands[] = {
-    {"create", do_create}, {"probe", do_probe}, {"convert", do_convert}, {"resize", do_resize}, {"blank", do_blank},
+    {"create", do_create}, {"probe", do_probe},   {"convert", do_convert},
+    {"resize", do_resize}, {"shrink", do_shrink}, {"blank", do_blank},
 };
 
 static int run_command(struct worker *w, struct error *err)

@@ -206,7 +206,9 @@ static const struct value_spec list_options[] = {
 };
 
 static const struct value_spec resize_options[] = {
-    {"size", VALUE_SIZE, "size", "the new size; volumes only grow", "SIZE"},
+    {"size", VALUE_SIZE, "size", "the new size", "SIZE"},
+    {"shrink", VALUE_FLAG, "shrink", "smaller is meant; the volume must be detached"},
+    {"discard-data", VALUE_FLAG, "discard_data", "with --shrink: let go of data of unknown kind beyond the new end"},
     {NULL},
 };
 
@@ -243,7 +245,7 @@ const struct command volume_commands[] = {
     {"volume", "show", "Show one volume", {VOLUME_ARGUMENT}, NULL, volume_show},
     {"volume",
      "resize",
-     "Make a volume larger, in use or not",
+     "Make a volume larger, in use or not, or smaller while detached",
      {VOLUME_ARGUMENT, {"SIZE", VALUE_SIZE, "size", "the new size", .optional = true}},
      resize_options,
      volume_resize},

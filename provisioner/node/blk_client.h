@@ -166,6 +166,17 @@ int blk_worker_convert(const struct blk_worker *worker, const struct blk_layer *
 int blk_worker_resize(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, uint64_t size,
                       struct error *err);
 
+struct blk_shrink {
+    uint64_t size;
+    bool discard_data; /* content that is not known may be cut off */
+    bool check_only;   /* only look what stands in the way */
+};
+
+/* Cut the image. -EOPNOTSUPP: codes "content-beyond" (a file system or partitions need the end), "data-beyond",
+ * "has-layers". An image of that size or smaller already is left as it is. */
+int blk_worker_shrink(const struct blk_worker *worker, const struct blk_layer *layers, size_t count,
+                      const struct blk_shrink *shrink, struct error *err);
+
 /* Write what layers[0] holds itself (data and zeros) into layers[1], which is open for writing; the same again after a
  * crash is harmless. Durable when it returns; layers[0] is not changed. layers[1] grows to layers[0]'s size. `count`
  * may be larger: the layers below give what copy on write needs. */

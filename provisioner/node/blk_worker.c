@@ -245,6 +245,18 @@ int blk_worker_resize(const struct blk_worker *worker, const struct blk_layer *l
     return run_command(worker, "resize", request, fds, count, NULL, err);
 }
 
+int blk_worker_shrink(const struct blk_worker *worker, const struct blk_layer *layers, size_t count,
+                      const struct blk_shrink *shrink, struct error *err)
+{
+    int fds[BLK_LAYERS_MAX];
+    if (count == 0 || count > BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "a chain has 1 to %d layers", BLK_LAYERS_MAX);
+    json_t *request =
+        json_pack("{s:o, s:I, s:b, s:b}", "layers", blk_layers_pack(layers, count, fds), "size",
+                  (json_int_t)shrink->size, "discard_data", shrink->discard_data, "check_only", shrink->check_only);
+    return run_command(worker, "shrink", request, fds, count, NULL, err);
+}
+
 int blk_worker_blank(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, bool *ret_blank,
                      struct error *err)
 {

@@ -42,6 +42,10 @@ void target_normal(const char *target, char *normal, size_t size);
 int attachment_find(struct manager *manager, const char *id_or_target, struct attachment_record *ret_record,
                     struct error *err);
 
+/* The job that makes a detached volume smaller (shrink.c). */
+int volume_shrink_start(struct manager *manager, const struct caller *caller, const struct volume_record *volume,
+                        uint64_t size, bool discard_data, struct ticket *ret_ticket, struct error *err);
+
 /* Steps that several kinds have. */
 int step_sidecar(struct job *job, struct error *err);
 int undo_sidecar(struct job *job, struct error *err);

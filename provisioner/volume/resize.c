@@ -80,23 +80,29 @@ static int resize_start(struct manager *m, const struct caller *caller, const st
     return r < 0 ? r : job_submit(&job, resize_insert, NULL, ret_ticket, err);
 }
 
-int manager_volume_resize(struct manager *m, const struct caller *caller, const char *name_or_id, uint64_t size,
+static int refuse_shrink(const struct volume_record *volume, struct error *err)
+{
+    (void)error_set(err, EINVAL, "volume '%s' has %llu bytes, which is more", volume->name,
+                    (unsigned long long)volume->size);
+    (void)error_hint(err, "--shrink makes a detached volume smaller");
+    return error_code(err, "shrink-refused");
+}
+
+int manager_volume_resize(struct manager *m, const struct caller *caller, const struct resize_spec *spec,
                           struct ticket *ret_ticket, struct error *err)
 {
     struct volume_record volume = {0};
     uint64_t rounded = 0;
     int r = caller_require(caller, CALLER_OPERATOR, err);
     if (r == 0)
-        r = volume_size(size, &rounded, err);
+        r = volume_size(spec->size, &rounded, err);
     if (r == 0)
-        r = catalogue_volume_find(m->catalogue, name_or_id, &volume, err);
+        r = catalogue_volume_find(m->catalogue, spec->volume, &volume, err);
     if (r < 0)
         return r;
-    if (rounded < volume.size) {
-        (void)error_set(err, EINVAL, "volume '%s' has %llu bytes and cannot become smaller", volume.name,
-                        (unsigned long long)volume.size);
-        return error_code(err, "shrink-refused");
-    }
+    if (rounded < volume.size)
+        return spec->shrink ? volume_shrink_start(m, caller, &volume, rounded, spec->discard_data, ret_ticket, err)
+                            : refuse_shrink(&volume, err);
     if (rounded == volume.size) {
         r = resize_same(m, &volume, ret_ticket, err);
         if (r <= 0)

@@ -149,8 +149,16 @@ struct export_spec {
 int manager_volume_export(struct manager *manager, const struct caller *caller, const struct export_spec *spec,
                           struct ticket *ret_ticket, struct error *err);
 
-/* Grow to `size` bytes (rounded up to 4096), online or offline. The same size: existed, no job. */
-int manager_volume_resize(struct manager *manager, const struct caller *caller, const char *name_or_id, uint64_t size,
+struct resize_spec {
+    const char *volume; /* name or id */
+    uint64_t size;      /* bytes, rounded up to 4096 */
+    bool shrink;        /* a smaller size is meant; the volume must be detached, and nothing known may need its end */
+    bool discard_data;  /* with shrink: where the content is not known, let go of whatever lies beyond */
+};
+
+/* Grow, online or offline; or shrink, offline. The same size: existed, no job. -EINVAL (code "shrink-refused"): smaller,
+ * without `shrink`. */
+int manager_volume_resize(struct manager *manager, const struct caller *caller, const struct resize_spec *spec,
                           struct ticket *ret_ticket, struct error *err);
 /* Refused while attached. -ENOENT when it is not there. */
 int manager_volume_delete(struct manager *manager, const struct caller *caller, const char *name_or_id,

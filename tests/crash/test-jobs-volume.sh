@@ -45,6 +45,15 @@ check_size() {
 }
 UNDO_STEPS=
 matrix volume-resize "image record device sidecar filesystem" made resize delete check_size
+shrink() { platter volume resize v 32M --shrink -o name; }
+check_shrunk() {
+    local record image
+    record=$(platter volume show v -o json | jq .size)
+    image=$(qemu-img info -U --output json "$(find "$PLATTERD_DIR"/pool-default -name 'lay-*.img')" | jq '."virtual-size"')
+    [ "$record" = 33554432 ] && [ "$image" = 33554432 ] || fail "sizes: record $record, image $image"
+}
+UNDO_STEPS=
+matrix volume-shrink "check image record sidecar" made shrink delete check_shrunk
 delete_v() { platter volume delete v; }
 matrix volume-delete "exclusive files sidecar" made delete_v nothing
 stop_platterd

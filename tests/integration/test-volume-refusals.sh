@@ -41,7 +41,7 @@ refuses 'no such file' platter mount a "$TMP/none"
 refuses 'not a directory' platter mount a /etc/passwd
 platter mount a "$MNT" >/dev/null
 refuses 'target' platter mount b "$MNT"
-refuses 'cannot become smaller' platter volume resize a 32M
+refuses '--shrink' platter volume resize a 32M
 # Somebody works in the mount: nothing is unmounted, and everything goes on.
 exec 7>"$MNT/open"
 refuses 'in use' platter unmount "$MNT"

@@ -197,7 +197,9 @@ static void wrong_requests_change_nothing(void **state)
     assert_int_equal(manager_pool_delete(f->manager, &operator, "p", &err), -EPERM);
     assert_int_equal(manager_volume_delete(f->manager, &operator, "none", &t, &err), -ENOENT);
     make(f->manager, "w");
-    assert_int_equal(manager_volume_resize(f->manager, &operator, "w", 4096, &t, &err), -EINVAL);
+    assert_int_equal(
+        manager_volume_resize(f->manager, &operator, &(struct resize_spec){.volume = "w", .size = 4096}, &t, &err),
+        -EINVAL);
     assert_string_equal(err.code, "shrink-refused");
     assert_int_equal(manager_pool_delete(f->manager, &admin, "p", &err), -EBUSY);
     assert_string_equal(err.code, "pool-in-use");
