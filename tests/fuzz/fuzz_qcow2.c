@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The input is a list of changes to a good qcow2 image: fields of the header, of the refcount table and blocks, of L1
 // and L2 tables. The result is probed, opened for reading and for writing, used a little, and closed. No crash, no endless
-// growth of the file; what cannot be opened must say why.
+// growth of the file; what cannot be opened must say why. Beside images of our own, those in the folder
+// PLATTER_FUZZ_IMAGES are changed.
+#include <dirent.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,7 +15,9 @@
 #include "common/bytes.h"
 #include "common/checked.h"
 
-#define BASES 4
+#define BASES 4 // made here
+#define BASES_MAX 16
+#define HEAD 3    // bytes: base, how many changes, how much is left of it
 #define CHANGE 12 // bytes: place, offset (2), form, value (8)
 #define CHANGES_MAX 16
 #define IO_MAX 65536u
@@ -20,8 +25,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static uint8_t *bases[BASES];
-static size_t base_lengths[BASES];
+static uint8_t *bases[BASES_MAX];
+static size_t base_lengths[BASES_MAX];
+static unsigned base_count = BASES;
 static struct io_loop *loop;
 static uint8_t buffer[IO_MAX];
 
@@ -141,12 +147,41 @@ static void make_base(unsigned i)
     (void)close(fd);
 }
 
+static void load_base(const char *folder, const char *name)
+{
+    char path[4096];
+    (void)snprintf(path, sizeof(path), "%s/%s", folder, name);
+    FILE *f = fopen(path, "re");
+    uint8_t *bytes = malloc(1 * MIB);
+    if (!f || !bytes)
+        abort();
+    base_lengths[base_count] = fread(bytes, 1, 1 * MIB, f);
+    bases[base_count++] = bytes;
+    (void)fclose(f);
+}
+
+// In an order that does not depend on the folder's: an input means the same everywhere.
+static void load_bases(const char *folder)
+{
+    struct dirent **entries;
+    int count = scandir(folder, &entries, NULL, alphasort);
+    for (int i = 0; i < count; i++) {
+        if (strstr(entries[i]->d_name, ".qcow2") && base_count < BASES_MAX)
+            load_base(folder, entries[i]->d_name);
+        free(entries[i]);
+    }
+    if (count >= 0)
+        free((void *)entries);
+}
+
 static void set_up(void)
 {
     if (io_loop_create(&(struct io_loop_options){.engine = IO_ENGINE_THREADS}, &loop, NULL) < 0)
         abort();
     for (unsigned i = 0; i < BASES; i++)
         make_base(i);
+    if (getenv("PLATTER_FUZZ_IMAGES"))
+        load_bases(getenv("PLATTER_FUZZ_IMAGES"));
 }
 
 // Where a change goes: mostly where numbers are that matter.
@@ -221,19 +256,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!loop)
         set_up();
-    if (size < 1 + CHANGE)
+    if (size < HEAD + CHANGE)
         return 0;
-    size_t length = base_lengths[data[0] % BASES];
+    unsigned base = data[0] % base_count;
+    size_t length = base_lengths[base];
     uint8_t *image = malloc(length);
     if (!image)
         abort();
-    memcpy(image, bases[data[0] % BASES], length);
-    // The first byte also says how many changes: few get further than many.
-    size_t changes = MIN((size - 1) / CHANGE, (size_t)1 + data[0] / BASES % CHANGES_MAX);
+    memcpy(image, bases[base], length);
+    // Few changes get further than many.
+    size_t changes = MIN((size - HEAD) / CHANGE, (size_t)1 + data[1] % CHANGES_MAX);
     for (size_t i = 0; i < changes; i++)
-        apply(image, length, data + 1 + i * CHANGE);
-    if (data[0] & 0x80)
-        length = length * (1 + data[1] % 16) / 16;
+        apply(image, length, data + HEAD + i * CHANGE);
+    if (data[1] & 0x80)
+        length = length * (1 + data[2] % 16) / 16;
     struct io_file *file = memory_file(image, length);
     struct image_info info;
     (void)image_probe(file, "qcow2", &info, NULL);
