@@ -50,6 +50,8 @@ struct image_extent {
 enum {
     IMAGE_EXTENT_ALLOCATED = 1 << 0, /* some layer holds bytes for it (or says zero) */
     IMAGE_EXTENT_ZERO = 1 << 1,      /* reads as zeros without looking at data */
+    IMAGE_EXTENT_ABSENT = 1 << 2, /* with `layers` only, and then alone: none of those layers holds anything, what lies
+                                        below them shows through (zeros, where nothing does) */
 };
 
 struct image_status {
@@ -70,6 +72,7 @@ struct image_request {
     const struct iovec *iov;
     unsigned iovcnt;
     struct image_status *status;
+    uint32_t layers; /* STATUS: ask the upper so many layers only; 0 = all of them */
     /* On the loop's thread, also possible within image_submit. result: 0 or -errno (-EIO, -ENOSPC, -EINVAL out of
      * range, -EROFS, -EOPNOTSUPP). A failed write leaves its range old, new or mixed; nothing else changes. */
     void (*done)(struct image_request *request, int result);
