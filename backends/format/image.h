@@ -137,6 +137,9 @@ int image_resize(struct image *image, uint64_t size, struct error *err);
  * layer is not empty; -E2BIG: too many layers. */
 int image_snapshot(struct image *image, const struct image_layer *layer, struct error *err);
 
+/* How long the last successful image_snapshot held requests back, in nanoseconds. The control thread. */
+uint64_t image_snapshot_pause(const struct image *image);
+
 /* The control thread: wait until no request is in flight on any queue and hold new ones back, until
  * image_drain_end. Needs the queues' loops to run. Not nested. */
 void image_drain_begin(struct image *image);

@@ -194,6 +194,10 @@ const struct layer_ops qcow2_layer_ops = {
     .queue_destroy = qcow2_queue_destroy,
     .submit = qcow2_submit,
     .resize = qcow2_resize,
+    .freeze = qcow2_freeze,
+    .retire = qcow2_retire,
+    .is_empty = qcow2_is_empty,
+    .limit_cache = qcow2_limit_cache,
     .create = qcow2_create,
     .probe = qcow2_probe,
 };

@@ -99,6 +99,25 @@ struct image *chain_open(const struct kind *kind, unsigned number, bool read_onl
     return image;
 }
 
+int chain_snapshot(const struct kind *kind, struct image *image, unsigned number, struct error *err)
+{
+    struct image_layer layer = {layer_format(kind, number), file_open(layer_path(number), true)};
+    int r = image_snapshot(image, &layer, err);
+    if (r < 0)
+        (void)io_file_close(layer.file);
+    return r;
+}
+
+void chain_read(const struct kind *kind, unsigned number, uint8_t *content, uint64_t size)
+{
+    struct client client;
+    struct image *image = chain_open(kind, number, true);
+    client_open(&client, image);
+    assert_int_equal(client_op(&client, IMAGE_READ, 0, content, size), 0);
+    client_close(&client);
+    assert_int_equal(image_close(image, NULL), 0);
+}
+
 /* ---- a client ---- */
 
 void client_open(struct client *client, struct image *image)

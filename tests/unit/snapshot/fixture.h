@@ -41,6 +41,11 @@ struct io_file *file_open(const char *path, bool writable);
 /* Open the chain whose top is layer `number`. Fails the test when that fails. */
 struct image *chain_open(const struct kind *kind, unsigned number, bool read_only);
 
+/* image_snapshot with the new layer `number`, which exists. */
+int chain_snapshot(const struct kind *kind, struct image *image, unsigned number, struct error *err);
+/* What the chain whose top is layer `number` reads as, opened anew for reading. */
+void chain_read(const struct kind *kind, unsigned number, uint8_t *content, uint64_t size);
+
 /* One loop and queue, for tests that wait for each request. */
 struct client {
     struct io_loop *loop;
