@@ -5,6 +5,8 @@
 //   blk-host hello|flush|stats|close|kill SOCKET
 //   blk-host resize SOCKET BYTES
 //   blk-host unexport SOCKET NAME
+//   blk-host snapshot SOCKET ID FORMAT:FILE       FILE is the new top; prints for how many microseconds requests waited
+//   blk-host snapshot-again SOCKET ID FORMAT:FILE the same for a FILE that may be the top by now: its lock is not taken
 //   blk-host create FORMAT:FILE BYTES [CLUSTER_SIZE [VERSION]]
 //   blk-host probe FORMAT:FILE
 //   blk-host convert FORMAT:TARGET FORMAT:FILE...
@@ -142,6 +144,19 @@ static int print_stats(struct blk_client *client)
     return 0;
 }
 
+static int snapshot(struct blk_client *client, const char *id, char *text, bool lock)
+{
+    struct blk_layer layer;
+    int r = open_layer(text, O_RDWR, &layer);
+    if (r == 0 && lock)
+        r = image_lock_take(layer.fd, IMAGE_LOCK_WRITER, "image", &err);
+    if (r == 0)
+        r = blk_snapshot(client, id, &layer, &err);
+    if (r == 0)
+        (void)printf("%" PRIu64 "\n", blk_snapshot_pause_us(client));
+    return r;
+}
+
 static int control(const char *verb, int argc, char **argv)
 {
     struct blk_client *client;
@@ -163,6 +178,8 @@ static int control(const char *verb, int argc, char **argv)
         r = blk_kill(client, &err);
     } else if (strcmp(verb, "unexport") == 0 && argc == 2) {
         r = blk_unexport(client, argv[1], &err);
+    } else if (strncmp(verb, "snapshot", 8) == 0 && argc == 3) {
+        r = snapshot(client, argv[1], argv[2], !verb[8]);
     } else if (strcmp(verb, "resize") == 0 && argc == 2) {
         r = blk_resize(client, strtoull(argv[1], NULL, 10), &err);
     } else {
