@@ -54,13 +54,14 @@ int image_open_layer(struct image *image, const struct image_layer *spec, const 
     return 0;
 }
 
-static int open_layer(struct image *image, const struct image_layer *spec, size_t index, bool verify_only,
-                      struct error *err)
+static int open_layer(struct image *image, const struct image_layer *spec, size_t index,
+                      const struct image_options *image_options, struct error *err)
 {
     bool bottom = index + 1 == image->count;
     struct layer_open_options options = {
         .read_only = image->read_only || index > 0,
-        .verify_only = verify_only,
+        .verify_only = image_options->verify_only,
+        .alone = image_options->alone,
         .cache_bytes = image_cache_share(image, image->count, index),
         .below = bottom ? NULL : image->layers[index + 1],
     };
@@ -122,6 +123,8 @@ int image_open(const struct image_layer *layers, size_t count, const struct imag
 {
     if (count == 0 || count > IMAGE_LAYERS_MAX)
         return error_set(err, EINVAL, "an image has 1 to %u layers, not %zu", IMAGE_LAYERS_MAX, count);
+    if (options->alone && (count > 1 || !options->read_only))
+        return error_set(err, EINVAL, "only one layer can be opened alone, for reading");
     struct image *image = image_alloc(count);
     if (!image)
         return error_sys(err, ENOMEM, "open an image");
@@ -130,7 +133,7 @@ int image_open(const struct image_layer *layers, size_t count, const struct imag
     for (size_t i = 0; i < count; i++)
         image->files[i] = layers[i].file;
     for (size_t i = count; i-- > 0;) {
-        int r = open_layer(image, &layers[i], i, options->verify_only, err);
+        int r = open_layer(image, &layers[i], i, options, err);
         if (r < 0) {
             (void)image_free(image, false, NULL);
             return r;

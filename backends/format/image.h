@@ -104,6 +104,8 @@ struct image_options {
     bool read_only;
     size_t cache_bytes; /* bound for cached tables of the whole chain; 0 = default (enough for 256 GiB of 64 KiB
                            clusters at most) */
+    bool alone;         /* with read_only and one layer: open it although it names a layer below. What it leaves to that
+                           one reads as zeros */
     bool verify_only;   /* open checks everything but starts no thread and writes nothing */
 };
 

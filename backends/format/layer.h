@@ -20,6 +20,7 @@ struct layer_queue;
 struct layer_open_options {
     bool read_only; /* frozen layers always */
     bool verify_only;
+    bool alone; /* what lies below is left out on purpose */
     size_t cache_bytes;
     const struct layer *below; /* NULL = bottom */
 };

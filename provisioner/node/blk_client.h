@@ -124,6 +124,7 @@ struct blk_worker {
     /* Bytes done of total; on the calling thread. NULL = not wanted. */
     void (*progress)(void *context, uint64_t done, uint64_t total);
     void *context;
+    uint64_t bytes_per_second; /* blk_worker_commit: data copied no faster; 0 = no bound */
 };
 
 /* What a new image is to be; as image_create_options of backends/format. Zero = the format's default. */

@@ -10,6 +10,7 @@
 //   blk-host create FORMAT:FILE BYTES [CLUSTER_SIZE [VERSION]]
 //   blk-host probe FORMAT:FILE
 //   blk-host convert FORMAT:TARGET FORMAT:FILE...
+//   blk-host commit BYTES_PER_SECOND FORMAT:FILE...   the first into the second, with locks; 0 = as fast as it can
 //   blk-host grow BYTES FORMAT:FILE...
 //   blk-host blank FORMAT:FILE...
 //
@@ -236,6 +237,21 @@ static int convert(int argc, char **argv)
     return r;
 }
 
+static int commit(int argc, char **argv)
+{
+    struct blk_layer layers[BLK_LAYERS_MAX];
+    int r = open_layers(argv + 1, argc - 1, O_RDONLY, layers);
+    if (r == 0 && argc > 2) { /* open_layers put an end to its format: what follows is the path */
+        (void)close(layers[1].fd);
+        layers[1].fd = open(argv[2] + strlen(argv[2]) + 1, O_RDWR | O_CLOEXEC);
+        r = layers[1].fd < 0 ? error_sys(&err, errno, "open the lower layer") : 0;
+    }
+    for (int i = 0; i < argc - 1 && r == 0; i++)
+        r = image_lock_take(layers[i].fd, i == 1 ? IMAGE_LOCK_WRITER : IMAGE_LOCK_READER, "image", &err);
+    worker.bytes_per_second = strtoull(argv[0], NULL, 10);
+    return r < 0 ? r : blk_worker_commit(&worker, layers, (size_t)argc - 1, &err);
+}
+
 static int grow(int argc, char **argv)
 {
     struct blk_layer layers[BLK_LAYERS_MAX];
@@ -259,7 +275,8 @@ static const struct {
     const char *verb;
     int (*run)(int argc, char **argv);
 } verbs[] = {
-    {"serve", serve}, {"create", create}, {"probe", probe}, {"convert", convert}, {"grow", grow}, {"blank", blank},
+    {"serve", serve},   {"create", create}, {"probe", probe}, {"convert", convert},
+    {"commit", commit}, {"grow", grow},     {"blank", blank},
 };
 
 int main(int argc, char **argv)
