@@ -14,12 +14,15 @@
 #define IMAGE_QUEUES_MAX 64u
 
 struct image {
-    struct layer **layers; /* 0 = top */
+    /* The chain, 0 = top, with room for IMAGE_LAYERS_MAX. Changed under lock by the control thread (snapshot.c), while the
+     * gate is closed, every queue drained and `builders` 0; so under lock, in a request and as a builder it may be read. */
+    struct layer **layers;
     struct io_file **files;
     size_t count;
     bool read_only;
+    size_t cache_bytes; /* bound for the whole chain */
 
-    /* Changed only while the gate is closed and every queue drained. */
+    /* Changed only while the gate is closed and every queue drained, under lock. */
     uint64_t size;
     uint32_t alignment;
 
@@ -45,6 +48,13 @@ struct image {
     struct image_request *flush_waiting; /* came while it ran */
     struct image_request **flush_waiting_tail;
 
+    /* A snapshot under way (snapshot.c), under lock. */
+    unsigned builders;       /* threads that create or destroy a queue just now */
+    struct layer *incoming;  /* every queue gets a layer queue for it */
+    unsigned attach_waiting; /* queues that have not done so, or not undone it */
+    int attach_result;       /* the first error */
+    uint64_t snapshot_pause; /* ns: how long the last snapshot held requests */
+
     pthread_mutex_t grace_lock; /* one grace period at a time */
     unsigned grace_waiting;     /* lock: queues that have not passed it */
 };
@@ -53,7 +63,8 @@ struct image_queue {
     struct image *image;
     struct io_loop *loop;
     struct layer_queue *top;
-    struct layer_queue **lqs; /* one for each layer */
+    struct layer_queue **lqs; /* one for each layer, with room for IMAGE_LAYERS_MAX */
+    struct layer_queue *next; /* of image->incoming */
 
     /* Loop's thread. Requests in flight are counted by the parity that was current when they started. */
     uint64_t in_flight[2];
@@ -69,15 +80,19 @@ struct image_queue {
     /* Under image->lock. */
     bool drained;       /* reported for this closing of the gate */
     bool grace_pending; /* not yet reported for this grace period */
+    bool attach_pending;
     bool gate_posted;
     bool grace_posted;
+    bool attach_posted;
     bool flush_posted;
     struct image_request *flush_ready; /* for flush_task: to be issued, or to be ended */
 
-    bool dead; /* loop's thread: destroyed, the last posted task frees it */
+    bool leaving; /* loop's thread: being destroyed */
+    bool dead;    /* loop's thread: destroyed, the last posted task frees it */
 
     struct io_task gate_task;
     struct io_task grace_task;
+    struct io_task attach_task;
     struct io_task exclusive_task;
     struct io_task flush_task;
 };
@@ -98,6 +113,11 @@ void queue_start(struct image_queue *queue, struct image_request *request);
 void queue_issue(struct image_queue *queue, struct image_request *request);
 /* The end of a counted request, flushes and all done. */
 void queue_finish(struct image_request *request, int result);
+
+/* Make or undo the queue of one layer, with all that goes with it. */
+int queue_add_layer(struct image_queue *queue, struct layer *layer, struct layer_queue *below,
+                    struct layer_queue **ret_lq, struct error *err);
+void queue_remove_layer(struct image_queue *queue, struct layer_queue *lq);
 
 /* ---- flush.c: loop's thread ---- */
 
@@ -124,6 +144,27 @@ int gate_add_queue(struct image_queue *queue);
 /* Take it out; it is freed by queue_free now or by its last posted task. */
 void gate_remove_queue(struct image_queue *queue);
 void queue_free(struct image_queue *queue);
+/* A posted task of `queue` runs, `posted` its mark: true when the queue is dead, then it is not to be touched. */
+bool gate_task_of_dead(struct image_queue *queue, bool *posted);
+
+/* ---- image.c: control thread ---- */
+
+/* Open one more layer over options->below. It is not yet the image's. */
+int image_open_layer(struct image *image, const struct image_layer *spec, const struct layer_open_options *options,
+                     struct layer **ret_layer, struct error *err);
+/* Half of the cache is the top layer's, the others share the rest. */
+size_t image_cache_share(const struct image *image, size_t count, size_t index);
+/* Under lock, drained: after the top layer or its size changed. */
+void image_update_geometry(struct image *image);
+
+/* ---- snapshot.c ---- */
+
+/* Any thread: as long as builders are there the chain does not change. */
+void snapshot_builder_enter(struct image *image);
+void snapshot_builder_leave(struct image *image);
+void snapshot_queue_init(struct image_queue *queue);
+/* Under lock: `queue` has a layer queue for the incoming layer, or has got rid of it, or is gone. */
+void snapshot_report_attached(struct image_queue *queue, int result);
 
 /* ---- formats.c ---- */
 

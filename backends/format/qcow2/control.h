@@ -15,4 +15,10 @@ int qcow2_resize(struct layer *layer, uint64_t size, struct error *err);
  * the tables themselves are damaged, or hold what we cannot follow. */
 int qcow2_rebuild(struct qcow2 *q, struct error *err);
 
+/* freeze.c */
+int qcow2_freeze(struct layer *layer, struct error *err);
+void qcow2_retire(struct layer *layer);
+bool qcow2_is_empty(const struct layer *layer);
+void qcow2_limit_cache(struct layer *layer, size_t bytes);
+
 #endif
