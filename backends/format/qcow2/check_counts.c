@@ -167,6 +167,9 @@ struct check_conflict *check_conflict_find(const struct check *c, uint64_t clust
 bool check_blocked(const struct check *c, uint64_t cluster)
 {
     const struct check_conflict *conflict = check_conflict_find(c, cluster);
+    /* While data moves to copies nobody's data is left in the table, so entries of its own may go as well. */
+    if (conflict && c->moving && conflict->copy && !(conflict->uses & (CHECK_META | CHECK_COUNTS | CHECK_PACKED)))
+        return false;
     return conflict && (conflict->uses & ~(uint32_t)(CHECK_COUNT | CHECK_TABLE | CHECK_OWNED | CHECK_OWNED_TWICE));
 }
 
