@@ -81,7 +81,7 @@ int check_survey(struct check *c, struct error *err)
         .corrupt = h->incompatible & QCOW2_INCOMPATIBLE_CORRUPT,
     };
     c->conflict_count = 0;
-    c->crowded = c->bitmaps_bad = c->missing = c->incomplete = false;
+    c->crowded = c->reached_twice = c->bitmaps_bad = c->missing = c->incomplete = false;
     struct error why = ERROR_INIT;
     int r = snapshots_walk(c->q, NULL, NULL, &c->q->header.snapshots_length, &why);
     if (r < 0 && r != -EUCLEAN)

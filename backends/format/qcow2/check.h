@@ -69,10 +69,11 @@ struct check {
     bool moving;               /* count the copies of conflicts as used, too */
 
     /* What was met. */
-    bool broken;     /* the refcount structures must be made anew */
-    bool missing;    /* used clusters without a refcount block */
-    bool incomplete; /* the snapshots cannot be followed: nothing can be called unused */
-    bool crowded;    /* more conflicts than are kept */
+    bool broken;        /* the refcount structures must be made anew */
+    bool missing;       /* used clusters without a refcount block */
+    bool incomplete;    /* the snapshots cannot be followed: nothing can be called unused */
+    bool crowded;       /* more conflicts than are kept */
+    bool reached_twice; /* some L2 table has more than one L1 entry */
     bool bitmaps_bad;
     bool wrote; /* something since the last check_flush */
 
@@ -119,6 +120,8 @@ int check_compare(struct check *check, void *context);
 /* For check_windows: return leaks, raise what is too low. */
 int check_counts_fix(struct check *check, void *context);
 struct check_conflict *check_conflict_find(const struct check *check, uint64_t cluster);
+/* Data entries that go on using the cluster of a conflict; those after them, in the order of a walk, get copies. */
+uint64_t check_conflict_stay(const struct check *check, const struct check_conflict *conflict);
 /* Is the cluster, an L2 table, also something else? Then nobody may write entries to it. */
 bool check_blocked(const struct check *check, uint64_t cluster);
 uint64_t check_count_max(const struct check *check);

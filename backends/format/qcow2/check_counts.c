@@ -164,6 +164,13 @@ struct check_conflict *check_conflict_find(const struct check *c, uint64_t clust
     return NULL;
 }
 
+uint64_t check_conflict_stay(const struct check *c, const struct check_conflict *conflict)
+{
+    if (conflict->uses & (CHECK_META | CHECK_TABLE))
+        return 0;
+    return conflict->uses & CHECK_OWNED_TWICE ? 1 : check_count_max(c);
+}
+
 bool check_blocked(const struct check *c, uint64_t cluster)
 {
     const struct check_conflict *conflict = check_conflict_find(c, cluster);
@@ -225,6 +232,8 @@ int check_windows(struct check *c, int (*each)(struct check *c, void *context), 
 static int compare_one(struct check *c, uint64_t cluster, uint32_t uses, bool block, uint64_t have)
 {
     uint64_t want = uses & CHECK_COUNT;
+    if ((uses & CHECK_TABLE) && want > 1)
+        c->reached_twice = true;
     int r = want && in_conflict(c, uses) ? keep_conflict(c, cluster, uses) : 0;
     if (want == CHECK_COUNT)
         return r; /* more than were counted */

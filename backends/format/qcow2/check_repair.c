@@ -2,8 +2,9 @@
 /*
  * Repair, in rounds. As long as clusters are shared that must not be, that comes first: everything else would write into
  * tables that may be somebody's data. Counts that cannot be trusted as a whole are made anew elsewhere (check_rebuild.c).
- * A data cluster that is also a table, or has more users than its count can say, is copied behind the end of the file; the
- * copies are counted before an entry names them. Each step is durable before the next begins.
+ * A data cluster that is also a table, or has several users that all take it for their own, is copied behind the end of the
+ * file; the copies are counted before an entry names them. Where entries cannot be told apart (snapshots, a table with two
+ * L1 entries) a higher count and no "copied" bits make sharing right instead. Each step is durable before the next begins.
  *
  * What stays as it is: two tables in one cluster, compressed data in a table's cluster, and all of an image whose snapshot
  * table cannot be read.
@@ -26,34 +27,26 @@ static int write_header(struct check *c)
 
 /* ---- copies -------------------------------------------------------------------------------------------------- */
 
-static bool tables_too_many(const struct check *c)
-{
-    for (size_t i = 0; i < c->conflict_count; i++)
-        if ((c->conflicts[i].uses & CHECK_TABLE) && (c->conflicts[i].uses & CHECK_COUNT) > check_count_max(c))
-            return true;
-    return false;
-}
-
 /* Copies that would part the users of a cluster, 0 = nothing can be done. */
-static uint64_t copies_of(const struct check *c, const struct check_conflict *conflict, bool by_entry)
+static uint64_t copies_of(const struct check *c, const struct check_conflict *conflict)
 {
     uint64_t count = conflict->uses & CHECK_COUNT;
+    uint64_t stay = check_conflict_stay(c, conflict);
     if (!(conflict->uses & CHECK_DATA) || count == CHECK_COUNT)
         return 0;
-    if (conflict->uses & (CHECK_META | CHECK_TABLE))
+    if (stay == 0)
         return 1;
-    /* Which entry gets which copy must be the same in each walk: tables must not be reached twice. */
-    if (by_entry && !(conflict->uses & CHECK_PACKED) && count > check_count_max(c))
-        return count - check_count_max(c);
-    return 0;
+    /* Which entry gets which copy must be the same in each walk: no table may be reached twice. */
+    if (c->reached_twice || c->q->header.nb_snapshots || (conflict->uses & CHECK_PACKED))
+        return 0;
+    return count > stay ? count - stay : 0;
 }
 
 static uint64_t plan_copies(struct check *c)
 {
-    bool by_entry = c->q->header.nb_snapshots == 0 && !tables_too_many(c);
     uint64_t planned = 0;
     for (size_t i = 0; i < c->conflict_count; i++) {
-        uint64_t copies = copies_of(c, &c->conflicts[i], by_entry);
+        uint64_t copies = copies_of(c, &c->conflicts[i]);
         c->conflicts[i].copy = 0;
         if (copies == 0 || planned + copies > MIN(COPIES_MAX, c->clusters))
             continue;
@@ -66,12 +59,11 @@ static uint64_t plan_copies(struct check *c)
 static int write_copies(struct check *c)
 {
     struct qcow2 *q = c->q;
-    bool by_entry = c->q->header.nb_snapshots == 0 && !tables_too_many(c);
     CLEANUP_FREE uint8_t *buffer = aligned_alloc(4096, align_up(q->cluster_size, 4096));
     int r = buffer ? 0 : -ENOMEM;
     for (size_t i = 0; r == 0 && i < c->conflict_count; i++) {
         const struct check_conflict *conflict = &c->conflicts[i];
-        uint64_t copies = conflict->copy ? copies_of(c, conflict, by_entry) : 0;
+        uint64_t copies = conflict->copy ? copies_of(c, conflict) : 0;
         if (copies)
             r = io_file_read(q->base.file, buffer, q->cluster_size, conflict->cluster << q->cluster_bits);
         for (uint64_t k = 0; r == 0 && k < copies; k++)

@@ -73,16 +73,11 @@ static uint64_t move_target(struct check *c, uint64_t offset)
     struct check_conflict *conflict = check_conflict_find(c, offset >> c->q->cluster_bits);
     if (!conflict || !conflict->copy)
         return offset;
-    uint64_t target = conflict->copy;
-    if (!(conflict->uses & (CHECK_META | CHECK_TABLE))) {
-        /* Too many users for the count's width: the first ones stay. */
-        uint64_t index = conflict->seen++;
-        uint64_t stay = check_count_max(c);
-        if (index < stay)
-            return offset;
-        target += index - stay;
-    }
-    return target << c->q->cluster_bits;
+    uint64_t stay = check_conflict_stay(c, conflict);
+    if (stay == 0) /* a table's cluster: one copy for all */
+        return conflict->copy << c->q->cluster_bits;
+    uint64_t index = conflict->seen++;
+    return index < stay ? offset : (conflict->copy + index - stay) << c->q->cluster_bits;
 }
 
 struct l2_walk {
