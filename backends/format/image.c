@@ -245,7 +245,7 @@ int image_shrink(struct image *image, uint64_t size, struct error *err)
     r = top->ops->resize(top, size, err);
     if (r == 0) {
         top->size = size;
-        update_geometry(image);
+        image_update_geometry(image);
     }
     return r;
 }
