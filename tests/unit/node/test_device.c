@@ -2,6 +2,7 @@
 /* Real loop devices, file systems and mounts; needs root. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,12 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
+#include "provisioner/node/freeze.h"
 #include "provisioner/node/fuse_mount.h"
 #include "provisioner/node/loop.h"
 #include "provisioner/node/mkfs.h"
@@ -45,6 +48,10 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct fixture *f = *state;
+    int mounted = open(f->mnt, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (mounted >= 0)
+        (void)ioctl(mounted, FITHAW, 0); /* of a test that failed while it was frozen */
+    (void)close(mounted);
     (void)umount2(f->mnt, MNT_DETACH);
     char device[LOOP_DEVICE_MAX];
     if (loop_find(f->label, device, NULL) == 0)
@@ -212,6 +219,37 @@ static void dead_fuse_mounts_are_replaced_and_removed(void **state)
     assert_int_equal(access(point, F_OK), -1);
 }
 
+/* What the device holds while its file system is frozen needs no journal. */
+static void frozen_file_system_is_clean_on_its_device(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = ERROR_INIT;
+    struct stat st;
+    char command[256];
+    attach(f);
+    assert_int_equal(mkfs_format(f->device, "ext4", true, -1, &err), 0);
+    assert_int_equal(stat(f->device, &st), 0);
+    assert_int_equal(freeze_begin(f->mnt, st.st_rdev, &err), -ENOENT);
+    int target = open(f->mnt, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    struct mount_request request = {.device = f->device, .filesystem = "ext4"};
+    assert_int_equal(mount_attach(&request, target, &err), 0);
+    (void)close(target);
+    (void)snprintf(command, sizeof(command), "head -c 3M /dev/urandom >%s/data", f->mnt);
+    assert_int_equal(system(command), 0);
+
+    assert_int_equal(freeze_begin(f->mnt, st.st_rdev, &err), 0);
+    assert_int_equal(freeze_begin(f->mnt, st.st_rdev, &err), 0);
+    (void)snprintf(command, sizeof(command), "e2fsck -fn %s >/dev/null 2>&1", f->file);
+    int clean = system(command);
+    assert_int_equal(freeze_end(f->mnt, st.st_rdev, &err), 0);
+    assert_int_equal(clean, 0);
+    assert_int_equal(freeze_end(f->mnt, st.st_rdev, &err), 0);
+    (void)snprintf(command, sizeof(command), "echo more >%s/more", f->mnt);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(mount_detach(f->mnt, st.st_rdev, false, &err), 0);
+    assert_int_equal(freeze_end(f->mnt, st.st_rdev, &err), 0);
+}
+
 int main(void)
 {
     if (geteuid() != 0 || access("/dev/loop-control", F_OK) < 0 || access("/dev/fuse", F_OK) < 0) {
@@ -224,6 +262,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(formats_mounts_and_unmounts, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_mount_options_are_told, setup, teardown),
         cmocka_unit_test_setup_teardown(grows_unmounted_ext4, setup, teardown),
+        cmocka_unit_test_setup_teardown(frozen_file_system_is_clean_on_its_device, setup, teardown),
         cmocka_unit_test_setup_teardown(dead_fuse_mounts_are_replaced_and_removed, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
