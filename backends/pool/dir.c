@@ -259,6 +259,20 @@ static int pool_dir_image_delete(struct pool *pool, const char *layer_id, struct
     return r < 0 ? r : dir_delete_file(dir_of(pool)->fd, name, err);
 }
 
+static int pool_dir_image_rename(struct pool *pool, const char *from, const char *to, struct error *err)
+{
+    char from_name[POOL_FILE_NAME_MAX], to_name[POOL_FILE_NAME_MAX];
+    int fd = dir_of(pool)->fd;
+    int r = dir_name(from, "lay-", ".img", from_name, err);
+    if (r == 0)
+        r = dir_name(to, "lay-", ".img", to_name, err);
+    if (r < 0)
+        return r;
+    if (renameat(fd, from_name, fd, to_name) < 0)
+        return error_sys(err, errno, "rename '%s' in the pool", from_name);
+    return fsync(fd) < 0 ? error_sys(err, errno, "flush the pool's directory") : 0;
+}
+
 static int pool_dir_image_used(struct pool *pool, const char *layer_id, uint64_t *ret_bytes, struct error *err)
 {
     char name[POOL_FILE_NAME_MAX];
@@ -349,6 +363,7 @@ const struct pool_ops pool_dir_ops = {
     .image_create = pool_dir_image_create,
     .image_open = pool_dir_image_open,
     .image_delete = pool_dir_image_delete,
+    .image_rename = pool_dir_image_rename,
     .image_used = pool_dir_image_used,
     .sidecar_write = pool_dir_sidecar_write,
     .sidecar_delete = pool_dir_sidecar_delete,

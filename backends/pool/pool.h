@@ -51,6 +51,8 @@ struct pool_ops {
     int (*image_open)(struct pool *pool, const char *layer_id, bool read_only, int *ret_fd, struct error *err);
     /* Idempotent; durable. */
     int (*image_delete)(struct pool *pool, const char *layer_id, struct error *err);
+    /* Let image `from` have the name of `to`, whose own file goes, in one step; durable. -ENOENT: there is no `from`. */
+    int (*image_rename)(struct pool *pool, const char *from, const char *to, struct error *err);
     /* Bytes on the disk. */
     int (*image_used)(struct pool *pool, const char *layer_id, uint64_t *ret_bytes, struct error *err);
     /* Replace the sidecar: readers see the old or the new text, after a power cut too. */

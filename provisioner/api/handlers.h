@@ -22,7 +22,14 @@ int handle_volume_export(struct request *request, struct error *err);
 int handle_volume_get(struct request *request, struct error *err);
 int handle_volume_resize(struct request *request, struct error *err);
 int handle_volume_check(struct request *request, struct error *err);
+int handle_volume_clone(struct request *request, struct error *err);
+int handle_volume_restore(struct request *request, struct error *err);
 int handle_volume_delete(struct request *request, struct error *err);
+
+int handle_snapshot_list(struct request *request, struct error *err);
+int handle_snapshot_create(struct request *request, struct error *err);
+int handle_snapshot_get(struct request *request, struct error *err);
+int handle_snapshot_delete(struct request *request, struct error *err);
 
 int handle_attachment_list(struct request *request, struct error *err);
 int handle_attachment_create(struct request *request, struct error *err);

@@ -162,6 +162,10 @@ int handle_volume_check(struct request *request, struct error *err)
 int handle_volume_delete(struct request *request, struct error *err)
 {
     struct ticket ticket = {0};
-    int r = manager_volume_delete(request->manager, &request->caller, request->parameters[0], &ticket, err);
+    uint64_t snapshots = 0;
+    int r = request_query_number(request, "snapshots", 1, 0, &snapshots, err);
+    if (r == 0)
+        r = manager_volume_delete(request->manager, &request->caller, request->parameters[0], snapshots != 0, &ticket,
+                                  err);
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
 }

@@ -6,7 +6,7 @@
 #include "provisioner/catalogue/statement.h"
 
 #define ATTACHMENT_COLUMNS                                                                                             \
-    "id, volume_id, kind, state, read_only, target, via, holder, boot_id, uid, gid, pid, data, created"
+    "id, volume_id, kind, state, read_only, target, via, holder, boot_id, uid, gid, pid, data, created, snapshot_id"
 
 static int attachment_fill(sqlite3_stmt *row, void *record)
 {
@@ -24,6 +24,7 @@ static int attachment_fill(sqlite3_stmt *row, void *record)
     column_text(row, 6, r->via, sizeof(r->via));
     column_text(row, 7, r->holder, sizeof(r->holder));
     column_text(row, 8, r->boot_id, sizeof(r->boot_id));
+    column_text(row, 14, r->snapshot_id, sizeof(r->snapshot_id));
     return column_copy(row, 12, &r->data);
 }
 
@@ -43,9 +44,9 @@ void attachment_records_free(struct attachment_record *records, size_t count)
 int catalogue_attachment_insert(struct catalogue *c, const struct attachment_record *r, struct error *err)
 {
     int n = statement_run(
-        c, err, "INSERT INTO attachments (" ATTACHMENT_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        "ttttittttiiiti", r->id, r->volume_id, r->kind, r->state, (int64_t)r->read_only, r->target, r->via, r->holder,
-        r->boot_id, (int64_t)r->uid, (int64_t)r->gid, (int64_t)r->pid, r->data, r->created);
+        c, err, "INSERT INTO attachments (" ATTACHMENT_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "ttttittttiiitin", r->id, r->volume_id, r->kind, r->state, (int64_t)r->read_only, r->target, r->via, r->holder,
+        r->boot_id, (int64_t)r->uid, (int64_t)r->gid, (int64_t)r->pid, r->data, r->created, r->snapshot_id);
     return n < 0 ? n : 0;
 }
 

@@ -44,6 +44,13 @@ static const char *const migrations[] = {
     "CREATE INDEX jobs_active ON jobs(number) WHERE ended = 0;"
     "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, kind TEXT NOT NULL,"
     "  object TEXT NOT NULL, data TEXT) STRICT;",
+    /* 2: snapshots, and attachments of them */
+    "CREATE TABLE snapshots (id TEXT PRIMARY KEY, name TEXT NOT NULL, volume_id TEXT NOT NULL REFERENCES volumes(id),"
+    "  layer_id TEXT NOT NULL REFERENCES layers(id), state TEXT NOT NULL, size INTEGER NOT NULL,"
+    "  consistency TEXT NOT NULL, filesystem TEXT NOT NULL, formatted INTEGER NOT NULL, content TEXT NOT NULL,"
+    "  behind INTEGER NOT NULL, created INTEGER NOT NULL, UNIQUE (volume_id, name)) STRICT;"
+    "CREATE INDEX snapshots_layer ON snapshots(layer_id);"
+    "ALTER TABLE attachments ADD COLUMN snapshot_id TEXT REFERENCES snapshots(id);",
 };
 
 static int catalogue_exec(struct catalogue *c, const char *sql, const char *what, struct error *err)

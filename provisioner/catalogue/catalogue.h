@@ -122,13 +122,67 @@ int catalogue_layer_chain(struct catalogue *catalogue, const char *top, struct l
 int catalogue_layer_list(struct catalogue *catalogue, const char *pool_id, struct layer_record **ret_records,
                          size_t *ret_count, struct error *err);
 
+/* The layers that the volume made, in no order. */
+int catalogue_layer_owned(struct catalogue *catalogue, const char *volume_id, struct layer_record **ret_records,
+                          size_t *ret_count, struct error *err);
+/* How a layer is used; the file of one that nothing uses may go. */
+struct layer_use {
+    uint64_t children;  /* layers directly above it */
+    uint64_t tops;      /* volumes whose top it is */
+    uint64_t snapshots; /* snapshots that it is */
+    uint64_t foreign;   /* layers of other volumes somewhere above it */
+};
+int catalogue_layer_use(struct catalogue *catalogue, const struct layer_record *layer, struct layer_use *ret_use,
+                        struct error *err);
+/* Let layer `lower` be what `upper`, its only child, was: upper's row takes lower's place in the chain and the kind of its
+ * file, lower's row goes. */
+int catalogue_layer_merge(struct catalogue *catalogue, const struct layer_record *lower,
+                          const struct layer_record *upper, struct error *err);
+/* Give the layers of `volume_id` that layers of other volumes stand on to one of those volumes, whose id comes back ("" when
+ * there is none). In a transaction, before the volume goes. */
+int catalogue_layer_hand_over(struct catalogue *catalogue, const char *volume_id, char ret_heir[ID_MAX],
+                              struct error *err);
+
+/* ---- snapshots --------------------------------------------------------------------------------------------- */
+
+/* A moment of a volume: a frozen layer, and what was known of the volume then. */
+struct snapshot_record {
+    char id[ID_MAX];
+    char name[NAME_MAX_BYTES]; /* unique in its volume */
+    char volume_id[ID_MAX];
+    char layer_id[ID_MAX];
+    char state[WORD_MAX];       /* "creating", "available", "failed" */
+    uint64_t size;              /* bytes of the volume at that moment */
+    char consistency[WORD_MAX]; /* "detached", "crash", "filesystem" */
+    char filesystem[WORD_MAX];  /* these four as in volume_record */
+    bool formatted;
+    char content[WORD_MAX];
+    bool behind;
+    int64_t created;
+};
+
+int catalogue_snapshot_insert(struct catalogue *catalogue, const struct snapshot_record *record, struct error *err);
+int catalogue_snapshot_update(struct catalogue *catalogue, const struct snapshot_record *record, struct error *err);
+int catalogue_snapshot_delete(struct catalogue *catalogue, const char *id, struct error *err); /* -EBUSY: attached */
+/* By name within the volume, or by id. */
+int catalogue_snapshot_find(struct catalogue *catalogue, const char *volume_id, const char *name_or_id,
+                            struct snapshot_record *ret_record, struct error *err);
+int catalogue_snapshot_by_id(struct catalogue *catalogue, const char *id, struct snapshot_record *ret_record,
+                             struct error *err);
+/* volume_id NULL = all; oldest first; those after the snapshot `after` (an id; NULL = from the start), at most `limit`. */
+int catalogue_snapshot_list(struct catalogue *catalogue, const char *volume_id, const char *after, unsigned limit,
+                            struct snapshot_record **ret_records, size_t *ret_count, struct error *err);
+/* All of a volume, within the transaction that deletes it. */
+int catalogue_snapshot_delete_all(struct catalogue *catalogue, const char *volume_id, struct error *err);
+
 /* ---- attachments ------------------------------------------------------------------------------------------- */
 
 struct attachment_record {
     char id[ID_MAX];
     char volume_id[ID_MAX];
-    char kind[WORD_MAX];  /* "mount", "device", "vm" */
-    char state[WORD_MAX]; /* "attaching", "attached", "failed", "detaching" */
+    char snapshot_id[ID_MAX]; /* "" = the volume itself; else a snapshot of it, read-only */
+    char kind[WORD_MAX];      /* "mount", "device", "vm" */
+    char state[WORD_MAX];     /* "attaching", "attached", "failed", "detaching" */
     bool read_only;
     char target[CATALOGUE_PATH_MAX]; /* mount: where; else "" */
     char via[WORD_MAX];              /* "loop", "fuse"; vm: the export's kind */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/checked.h"
 #include "common/cleanup.h"
 #include "provisioner/catalogue/statement.h"
 
@@ -85,6 +86,78 @@ int catalogue_layer_chain(struct catalogue *c, const char *top, struct layer_rec
     *ret_records = steal_ptr(&chain);
     *ret_count = count;
     return 0;
+}
+
+int catalogue_layer_owned(struct catalogue *c, const char *volume_id, struct layer_record **ret_records,
+                          size_t *ret_count, struct error *err)
+{
+    return statement_rows(c, layer_fill, sizeof(struct layer_record), (void **)ret_records, ret_count, err,
+                          "SELECT " LAYER_COLUMNS " FROM layers WHERE volume_id = ?", "t", volume_id);
+}
+
+static int use_fill(sqlite3_stmt *row, void *record)
+{
+    *(struct layer_use *)record = (struct layer_use){.children = (uint64_t)sqlite3_column_int64(row, 0),
+                                                     .tops = (uint64_t)sqlite3_column_int64(row, 1),
+                                                     .snapshots = (uint64_t)sqlite3_column_int64(row, 2),
+                                                     .foreign = (uint64_t)sqlite3_column_int64(row, 3)};
+    return 0;
+}
+
+int catalogue_layer_use(struct catalogue *c, const struct layer_record *layer, struct layer_use *ret_use,
+                        struct error *err)
+{
+    return statement_row(c, use_fill, ret_use, "layer", layer->id, err,
+                         "WITH RECURSIVE above(id, volume_id) AS (SELECT id, volume_id FROM layers WHERE parent_id = ?1"
+                         "  UNION ALL SELECT l.id, l.volume_id FROM layers l JOIN above a ON l.parent_id = a.id)"
+                         " SELECT (SELECT count(*) FROM layers WHERE parent_id = ?1),"
+                         "  (SELECT count(*) FROM volumes WHERE top_layer = ?1),"
+                         "  (SELECT count(*) FROM snapshots WHERE layer_id = ?1),"
+                         "  (SELECT count(*) FROM above WHERE volume_id <> ?2)",
+                         "tt", layer->id, layer->volume_id);
+}
+
+int catalogue_layer_merge(struct catalogue *c, const struct layer_record *lower, const struct layer_record *upper,
+                          struct error *err)
+{
+    struct layer_record merged = *lower;
+    memcpy(merged.id, upper->id, sizeof(merged.id));
+    merged.size = upper->size;
+    merged.frozen = upper->frozen;
+    int n = statement_run(c, err, "UPDATE layers SET format = ? WHERE id = ?", "tt", merged.format, merged.id);
+    int r = n < 0 ? n : catalogue_layer_update(c, &merged, err);
+    return r < 0 ? r : catalogue_layer_delete(c, lower->id, err);
+}
+
+static int heir_fill(sqlite3_stmt *row, void *record)
+{
+    column_text(row, 0, record, ID_MAX);
+    return 0;
+}
+
+int catalogue_layer_hand_over(struct catalogue *c, const char *volume_id, char ret_heir[ID_MAX], struct error *err)
+{
+    CLEANUP_FREE struct layer_record *layers = NULL;
+    size_t count = 0;
+    char heir[ID_MAX] = "";
+    int r = catalogue_layer_owned(c, volume_id, &layers, &count, err);
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        struct layer_use use;
+        r = catalogue_layer_use(c, &layers[i], &use, err);
+        if (r < 0 || use.foreign == 0)
+            continue;
+        r = statement_row(
+            c, heir_fill, heir, "layer", layers[i].id, err,
+            "WITH RECURSIVE above(id, volume_id) AS (SELECT id, volume_id FROM layers WHERE parent_id = ?1"
+            "  UNION ALL SELECT l.id, l.volume_id FROM layers l JOIN above a ON l.parent_id = a.id)"
+            " SELECT volume_id FROM above WHERE volume_id <> ?2 ORDER BY id LIMIT 1",
+            "tt", layers[i].id, volume_id);
+        if (r == 0)
+            r = MIN(0, statement_run(c, err, "UPDATE layers SET volume_id = ? WHERE id = ?", "tt", heir, layers[i].id));
+    }
+    if (r == 0)
+        memcpy(ret_heir, heir, ID_MAX);
+    return r;
 }
 
 int catalogue_layer_list(struct catalogue *c, const char *pool_id, struct layer_record **ret_records, size_t *ret_count,

@@ -43,6 +43,7 @@ enum value_kind {
     VALUE_FILE,   /* a path; made absolute */
     VALUE_POOL,
     VALUE_VOLUME,
+    VALUE_SNAPSHOT, /* VOLUME@SNAPSHOT */
     VALUE_ATTACHMENT,
     VALUE_JOB,
 };

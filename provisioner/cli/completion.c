@@ -55,6 +55,9 @@ static void offer_value(const struct value_spec *spec, const char *socket, const
     case VALUE_CHOICE:
         offer_choices(spec->choices, prefix);
         break;
+    case VALUE_SNAPSHOT:
+        offer_from_api(socket, "/v1/snapshots?limit=1000", "snapshots", "name", prefix);
+        break;
     case VALUE_POOL:
         offer_from_api(socket, "/v1/pools", "pools", "name", prefix);
         break;

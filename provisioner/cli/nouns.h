@@ -7,6 +7,7 @@
 
 extern const struct command pool_commands[];
 extern const struct command volume_commands[];
+extern const struct command snapshot_commands[];
 extern const struct command use_commands[]; /* mount, unmount, attach, detach */
 extern const struct command attachment_commands[];
 extern const struct command job_commands[];

@@ -197,7 +197,7 @@ int request_change(struct cli *cli, const char *method, const char *path, const 
     int step = cli->wait ? remaining_ms(cli, start_ns, progress_wanted(&progress) ? STEP_SHOWN_MS : STEP_MS) : 0;
     char wait[64] = "";
     if (step > 0)
-        (void)snprintf(wait, sizeof(wait), "?wait=%d.%03d", step / 1000, step % 1000);
+        (void)snprintf(wait, sizeof(wait), "%cwait=%d.%03d", strchr(path, '?') ? '&' : '?', step / 1000, step % 1000);
     CLEANUP_FREE char *target = NULL;
     if (asprintf(&target, "%s%s", path, wait) < 0) {
         target = NULL;

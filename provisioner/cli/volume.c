@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* platter volume create|import|export|list|show|resize|check|delete */
+/* platter volume create|import|export|clone|restore|list|show|resize|check|delete */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +12,7 @@
 #include "provisioner/cli/nouns.h"
 #include "provisioner/cli/output.h"
 #include "provisioner/cli/request.h"
+#include "provisioner/cli/snapshot.h"
 
 static const struct column volume_columns[] = {
     {"NAME", "name"},
@@ -24,7 +25,7 @@ static const struct column volume_columns[] = {
     {NULL},
 };
 
-static const struct column volume_details[] = {
+const struct column volume_details[] = {
     {"Name", "name"},
     {"ID", "id"},
     {"Pool", "pool"},
@@ -161,7 +162,8 @@ static int volume_delete(struct cli *cli, struct error *err)
     int r = confirm(cli, what, cli->arguments[0], err);
     if (r < 0)
         return r;
-    CLEANUP_FREE char *path = request_path("/v1/volumes/", cli->arguments[0], "");
+    CLEANUP_FREE char *path =
+        request_path("/v1/volumes/", cli->arguments[0], cli_flag(cli, "snapshots") ? "?snapshots=1" : "");
     json_t *object = NULL;
     bool job_printed = false;
     r = path ? request_change(cli, "DELETE", path, NULL, &object, &job_printed, err)
@@ -213,7 +215,18 @@ static const struct value_spec resize_options[] = {
     {NULL},
 };
 
+static const struct value_spec clone_options[] = {
+    {"size", VALUE_SIZE, "size", "of the new volume, when it shall be larger", "SIZE"},
+    {NULL},
+};
+
+static const struct value_spec restore_options[] = {
+    {"yes", VALUE_FLAG, NULL, "do not ask (-y)"},
+    {NULL},
+};
+
 static const struct value_spec delete_options[] = {
+    {"snapshots", VALUE_FLAG, NULL, "its snapshots, too; clones of them stay"},
     {"yes", VALUE_FLAG, NULL, "do not ask (-y)"},
     {NULL},
 };
@@ -247,6 +260,19 @@ const struct command volume_commands[] = {
      {VOLUME_ARGUMENT, {"FILE", VALUE_FILE, "target", "must not exist; made with your rights"}},
      export_options,
      volume_export},
+    {"volume",
+     "clone",
+     "Make a volume that begins as a snapshot, at once",
+     {{"VOLUME@SNAPSHOT", VALUE_SNAPSHOT, "snapshot", "the snapshot"},
+      {"NAME", VALUE_TEXT, "name", "the new volume's name"}},
+     clone_options,
+     snapshot_clone},
+    {"volume",
+     "restore",
+     "Let a detached volume become what it was at a snapshot",
+     {{"VOLUME@SNAPSHOT", VALUE_SNAPSHOT, NULL, "the snapshot"}},
+     restore_options,
+     snapshot_restore},
     {"volume", "list", "List the volumes", {{NULL}}, list_options, volume_list},
     {"volume", "show", "Show one volume", {VOLUME_ARGUMENT}, NULL, volume_show},
     {"volume",

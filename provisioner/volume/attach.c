@@ -11,6 +11,7 @@
 #include "common/checked.h"
 #include "common/text.h"
 #include "provisioner/volume/server.h"
+#include "provisioner/volume/snapshot.h"
 
 #define QUEUES_DEFAULT 2
 #define QUEUES_MAX 16
@@ -120,7 +121,8 @@ static int check_filesystem(const struct attach_spec *s, const struct volume_rec
 
 /* The same mount was asked for before: it is there or on its way. -ENOENT: no. */
 static int attach_existing(struct manager *m, const struct attach_spec *s, const struct volume_record *volume,
-                           const char *target, struct ticket *ret_ticket, struct error *err)
+                           const struct snapshot_record *snapshot, const char *target, struct ticket *ret_ticket,
+                           struct error *err)
 {
     struct attachment_record a = {0};
     if (strcmp(s->kind, "mount") != 0)
@@ -129,6 +131,7 @@ static int attach_existing(struct manager *m, const struct attach_spec *s, const
     if (r < 0)
         return r;
     bool same = strcmp(a.volume_id, volume->id) == 0 && a.read_only == s->read_only &&
+                strcmp(a.snapshot_id, snapshot->id) == 0 &&
                 (strcmp(a.state, "attached") == 0 || strcmp(a.state, "attaching") == 0);
     if (same) {
         *ret_ticket = (struct ticket){.existed = true};
@@ -154,7 +157,7 @@ static int attach_insert(struct job *job, void *arg, struct error *err)
     struct manager *m = job->manager;
     struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
-    if (r == 0)
+    if (r == 0 && !a->snapshot_id[0])
         r = volume_check_free(m, &volume, a->read_only, err);
     if (r == 0)
         r = volume_check_ready(m, &volume, err);
@@ -168,11 +171,14 @@ static int attach_insert(struct job *job, void *arg, struct error *err)
     return r < 0 ? r : catalogue_attachment_insert(m->catalogue, a, err);
 }
 
-static json_t *attach_data(const struct attach_spec *s, const struct caller *caller, const struct volume_record *v)
+static json_t *attach_data(const struct attach_spec *s, const struct caller *caller, const struct volume_record *v,
+                           const struct snapshot_record *snapshot)
 {
     json_t *data = json_pack("{s:i, s:s, s:s, s:{s:I, s:I}}", "queues", (int)(s->queues ? s->queues : QUEUES_DEFAULT),
-                             "export_name", v->name, "serial", v->id, "owner", "uid", (json_int_t)caller->uid, "gid",
-                             (json_int_t)caller->gid);
+                             "export_name", v->name, "serial", snapshot->id[0] ? snapshot->id : v->id, "owner", "uid",
+                             (json_int_t)caller->uid, "gid", (json_int_t)caller->gid);
+    if (snapshot->id[0])
+        (void)json_object_set_new(data, "view", json_string(snapshot->id));
     if (s->mount_options)
         (void)json_object_set_new(data, "mount_options", json_string(s->mount_options));
     if (s->qmp)
@@ -218,7 +224,9 @@ int manager_attach(struct manager *m, const struct caller *caller, const struct 
 {
     char target[CATALOGUE_PATH_MAX] = "";
     struct volume_record volume = {0};
+    struct snapshot_record snapshot = {0};
     struct attachment_record a = {0};
+    struct attach_spec own;
     CLEANUP_JOB struct job *job = NULL;
     if (!spec->volume || !spec->kind)
         return error_set(err, EINVAL, "an attachment needs a volume and a kind");
@@ -228,18 +236,24 @@ int manager_attach(struct manager *m, const struct caller *caller, const struct 
     if (r == 0 && strcmp(spec->kind, "mount") == 0)
         r = check_target(spec->target, target, err);
     if (r == 0)
-        r = catalogue_volume_find(m->catalogue, spec->volume, &volume, err);
+        r = volume_or_snapshot_find(m, spec->volume, &volume, &snapshot, err);
     if (r < 0)
         return r;
-    r = attach_existing(m, spec, &volume, target, ret_ticket, err);
+    if (snapshot.id[0]) { /* which never takes writes */
+        own = *spec;
+        own.read_only = true;
+        spec = &own;
+    }
+    r = attach_existing(m, spec, &volume, &snapshot, target, ret_ticket, err);
     if (r != -ENOENT)
         return r;
     r = check_filesystem(spec, &volume, err);
     if (r == 0)
         r = attach_fill(m, caller, spec, &volume, target, &a, err);
+    text_copy(a.snapshot_id, snapshot.id);
     if (r == 0)
-        r = job_create(m, attach_kind(spec->kind), &volume, a.id, caller, attach_data(spec, caller, &volume), &job,
-                       err);
+        r = job_create(m, attach_kind(spec->kind), &volume, a.id, caller, attach_data(spec, caller, &volume, &snapshot),
+                       &job, err);
     if (r == 0)
         r = job_submit(&job, attach_insert, &a, ret_ticket, err);
     attachment_record_done(&a);

@@ -19,7 +19,7 @@ static int check_insert(struct job *job, void *arg, struct error *err)
     (void)arg;
     int r = job_volume(job, &volume, err);
     if (r == 0)
-        r = volume_check_free(job->manager, &volume, false, err);
+        r = volume_check_unused(job->manager, &volume, err);
     return r < 0 ? r : volume_check_ready(job->manager, &volume, err);
 }
 

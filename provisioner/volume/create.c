@@ -214,7 +214,7 @@ static int delete_insert(struct job *job, void *arg, struct error *err)
     (void)arg;
     int r = job_volume(job, &volume, err);
     if (r == 0)
-        r = volume_check_free(job->manager, &volume, false, err);
+        r = volume_check_unused(job->manager, &volume, err);
     if (r < 0)
         return r;
     r = job_set(job, "previous", volume.state, err);
@@ -224,7 +224,19 @@ static int delete_insert(struct job *job, void *arg, struct error *err)
     return catalogue_volume_update(job->manager->catalogue, &volume, err);
 }
 
-int manager_volume_delete(struct manager *m, const struct caller *caller, const char *name_or_id,
+static int check_snapshots(struct manager *m, const struct volume_record *volume, struct error *err)
+{
+    CLEANUP_FREE struct snapshot_record *list = NULL;
+    size_t count = 0;
+    int r = catalogue_snapshot_list(m->catalogue, volume->id, NULL, 1, &list, &count, err);
+    if (r < 0 || count == 0)
+        return r;
+    (void)error_set(err, EBUSY, "volume '%s' has snapshots, '%s' and maybe more", volume->name, list[0].name);
+    (void)error_hint(err, "platter volume delete %s --snapshots deletes them with it", volume->name);
+    return error_code(err, "has-snapshots");
+}
+
+int manager_volume_delete(struct manager *m, const struct caller *caller, const char *name_or_id, bool snapshots,
                           struct ticket *ret_ticket, struct error *err)
 {
     struct volume_record volume = {0};
@@ -242,7 +254,9 @@ int manager_volume_delete(struct manager *m, const struct caller *caller, const 
         return 0;
     }
     /* Failed ones and those whose deletion failed may be deleted, too. */
-    r = volume_check_free(m, &volume, false, err);
+    r = volume_check_unused(m, &volume, err);
+    if (r == 0 && !snapshots)
+        r = check_snapshots(m, &volume, err);
     if (r == 0 && (active[0] || strcmp(volume.state, "creating") == 0))
         r = volume_check_ready(m, &volume, err);
     CLEANUP_JOB struct job *job = NULL;
@@ -251,20 +265,8 @@ int manager_volume_delete(struct manager *m, const struct caller *caller, const 
     return r < 0 ? r : job_submit(&job, delete_insert, NULL, ret_ticket, err);
 }
 
-/* Somebody outside may have the image open: then nothing is deleted yet. */
-static int step_exclusive(struct job *job, struct error *err)
-{
-    struct volume_record volume = {0};
-    CLEANUP_CHAIN struct chain chain = {0};
-    int r = job_volume(job, &volume, err);
-    if (r < 0)
-        return r;
-    r = chain_open(job->manager, &volume, false, &chain, err);
-    return r == -ENOENT ? 0 : r; /* a file that is gone already needs no lock */
-}
-
 static const struct job_step delete_steps[] = {
-    {.name = "exclusive", .run = step_exclusive},
+    {.name = "exclusive", .run = volume_check_exclusive},
     {.name = "files", .run = undo_layer_files, .final = true},
     {.name = "sidecar", .run = undo_sidecar, .final = true},
 };
@@ -272,7 +274,14 @@ static const struct job_step delete_steps[] = {
 static int finish_delete(struct job *job, struct error *err)
 {
     struct volume_record volume = {0};
+    char heir[ID_MAX];
     int r = job_volume(job, &volume, err);
+    if (r == 0)
+        r = catalogue_snapshot_delete_all(job->manager->catalogue, volume.id, err);
+    if (r == 0)
+        r = catalogue_layer_hand_over(job->manager->catalogue, volume.id, heir, err);
+    if (r == 0)
+        r = job_set(job, "heir", heir, err);
     if (r < 0)
         return r;
     CLEANUP_JSON json_t *result =

@@ -110,6 +110,9 @@ json_t *describe_attachment(struct manager *m, const struct attachment_record *r
                   "volume_id", record->volume_id, "kind", record->kind, "state", record->state, "read_only",
                   record->read_only, "holder", record->holder, "uid", (json_int_t)record->uid, "gid",
                   (json_int_t)record->gid, "pid", (json_int_t)record->pid, "created", (json_int_t)record->created);
+    struct snapshot_record snapshot = {0};
+    if (record->snapshot_id[0] && catalogue_snapshot_by_id(m->catalogue, record->snapshot_id, &snapshot, NULL) == 0)
+        (void)json_object_set_new(json, "snapshot", json_string(snapshot.name));
     if (record->target[0])
         (void)json_object_set_new(json, "target", json_string(record->target));
     bool vm = strcmp(record->kind, "vm") == 0;
@@ -217,6 +220,14 @@ int manager_job_list(struct manager *m, const char *state, json_t **ret_jobs, st
     return 0;
 }
 
+static void job_snapshot_object(struct manager *m, const struct job_record *record, json_t **ret_object)
+{
+    CLEANUP_JSON json_t *data = json_loads(record->data, 0, NULL);
+    const char *id = json_string_value(json_object_get(data, "snapshot"));
+    if (id && manager_snapshot_get_id(m, id, ret_object, NULL) == 0)
+        (void)json_object_set(*ret_object, "pause_us", json_object_get(data, "pause_us"));
+}
+
 /* What the job made as it is now; when that is gone again, only its name. */
 static json_t *job_object(struct manager *m, const struct job_record *record)
 {
@@ -225,6 +236,8 @@ static json_t *job_object(struct manager *m, const struct job_record *record)
         object = json_loads(record->result, 0, NULL);
     else if (record->attachment_id[0])
         (void)manager_attachment_get(m, record->attachment_id, &object, NULL);
+    else if (strcmp(record->kind, job_snapshot_create.name) == 0)
+        job_snapshot_object(m, record, &object);
     else
         (void)manager_volume_get(m, record->volume_id, &object, NULL);
     if (object)

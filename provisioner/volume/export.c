@@ -13,14 +13,14 @@
 
 #include "common/checked.h"
 #include "provisioner/volume/chain.h"
-#include "provisioner/volume/lifecycle.h"
+#include "provisioner/volume/snapshot.h"
 
 static int export_insert(struct job *job, void *arg, struct error *err)
 {
     struct volume_record volume = {0};
     (void)arg;
     int r = job_volume(job, &volume, err);
-    if (r == 0)
+    if (r == 0 && !job_get(job, "view")[0])
         r = volume_check_free(job->manager, &volume, true, err);
     return r < 0 ? r : volume_check_ready(job->manager, &volume, err);
 }
@@ -41,6 +41,7 @@ int manager_volume_export(struct manager *m, const struct caller *caller, const 
                           struct ticket *ret_ticket, struct error *err)
 {
     struct volume_record volume = {0};
+    struct snapshot_record snapshot = {0};
     CLEANUP_JOB struct job *job = NULL;
     if (!spec->volume)
         return error_set(err, EINVAL, "an export needs a volume");
@@ -48,10 +49,11 @@ int manager_volume_export(struct manager *m, const struct caller *caller, const 
     if (r == 0)
         r = check_export(spec, err);
     if (r == 0)
-        r = catalogue_volume_find(m->catalogue, spec->volume, &volume, err);
+        r = volume_or_snapshot_find(m, spec->volume, &volume, &snapshot, err);
     if (r == 0)
         r = job_create(m, &job_volume_export, &volume, "", caller,
-                       json_pack("{s:s, s:s}", "target", spec->target, "format", spec->format ? spec->format : "qcow2"),
+                       json_pack("{s:s, s:s, s:s}", "target", spec->target, "format",
+                                 spec->format ? spec->format : "qcow2", "view", snapshot.id),
                        &job, err);
     if (r < 0)
         return r;

@@ -2,11 +2,14 @@
 #include "provisioner/volume/lifecycle.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/checked.h"
 #include "common/text.h"
+#include "provisioner/volume/chain.h"
+#include "provisioner/volume/snapshot.h"
 
 int volume_size(uint64_t size, uint64_t *ret_size, struct error *err)
 {
@@ -65,13 +68,15 @@ static int volume_in_use(const struct volume_record *volume, const struct attach
     return error_code(err, "volume-in-use");
 }
 
-int volume_check_free(struct manager *m, const struct volume_record *volume, bool writing_only, struct error *err)
+static int check_attachments(struct manager *m, const struct volume_record *volume, bool writing_only, bool snapshots,
+                             struct error *err)
 {
     struct attachment_record *attachments;
     size_t count = 0;
     int r = catalogue_attachment_list(m->catalogue, volume->id, &attachments, &count, err);
     for (size_t i = 0; r == 0 && i < count; i++) {
-        if (!writing_only || !attachments[i].read_only)
+        bool counts = attachments[i].snapshot_id[0] ? snapshots : !writing_only || !attachments[i].read_only;
+        if (counts)
             r = volume_in_use(volume, &attachments[i], err);
     }
     if (r == 0 || r == -EBUSY)
@@ -79,11 +84,35 @@ int volume_check_free(struct manager *m, const struct volume_record *volume, boo
     return r;
 }
 
+int volume_check_free(struct manager *m, const struct volume_record *volume, bool writing_only, struct error *err)
+{
+    return check_attachments(m, volume, writing_only, false, err);
+}
+
+int volume_check_unused(struct manager *m, const struct volume_record *volume, struct error *err)
+{
+    return check_attachments(m, volume, false, true, err);
+}
+
+/* Is the volume's newest job a merge? Then it is told to end. */
+static bool cancel_merge(struct manager *m, const char *job_id)
+{
+    static const struct caller self = {.role = CALLER_ADMIN};
+    struct job_record record = {0};
+    if (catalogue_job_find(m->catalogue, job_id, &record, NULL) < 0)
+        return false;
+    bool merge = strcmp(record.kind, job_volume_merge.name) == 0;
+    job_record_done(&record);
+    if (merge)
+        (void)manager_job_cancel(m, &self, job_id, NULL);
+    return merge;
+}
+
 int volume_check_ready(struct manager *m, const struct volume_record *volume, struct error *err)
 {
     char job[ID_MAX];
     job_find_active(m, volume->id, job);
-    if (job[0]) {
+    if (job[0] && !cancel_merge(m, job)) {
         (void)error_set(err, EBUSY, "job '%s' on volume '%s' has not ended", job, volume->name);
         (void)error_hint(err, "platter job wait %s", job);
         return error_code(err, "job-running");
@@ -127,7 +156,14 @@ int job_submit(struct job **job, int (*insert)(struct job *job, void *arg, struc
 
 int job_volume(const struct job *job, struct volume_record *ret_record, struct error *err)
 {
-    return catalogue_volume_find(job->manager->catalogue, job->record.volume_id, ret_record, err);
+    struct snapshot_record snapshot = {0};
+    int r = catalogue_volume_find(job->manager->catalogue, job->record.volume_id, ret_record, err);
+    if (r < 0 || !job_get(job, "view")[0])
+        return r;
+    r = catalogue_snapshot_by_id(job->manager->catalogue, job_get(job, "view"), &snapshot, err);
+    if (r == 0)
+        snapshot_view(ret_record, &snapshot);
+    return r;
 }
 
 int job_attachment(const struct job *job, struct attachment_record *ret_record, struct error *err)
@@ -146,24 +182,64 @@ static json_t *sidecar_layer(const struct layer_record *l)
                      l->frozen, "created", (json_int_t)l->created);
 }
 
+/* The chain's layers, those beside it (after a restore), and the snapshots. */
+static json_t *sidecar_layers(struct manager *m, const struct volume_record *v, struct error *err)
+{
+    CLEANUP_FREE struct layer_record *chain = NULL, *owned = NULL;
+    CLEANUP_JSON json_t *array = json_array();
+    size_t count = 0, more = 0;
+    int r = catalogue_layer_chain(m->catalogue, v->top_layer, &chain, &count, err);
+    if (r == 0)
+        r = catalogue_layer_owned(m->catalogue, v->id, &owned, &more, err);
+    if (r < 0)
+        return NULL;
+    for (size_t i = 0; i < count; i++)
+        (void)json_array_append_new(array, sidecar_layer(&chain[i]));
+    for (size_t i = 0; i < more; i++) {
+        bool listed = false;
+        for (size_t k = 0; k < count && !listed; k++)
+            listed = strcmp(owned[i].id, chain[k].id) == 0;
+        if (!listed)
+            (void)json_array_append_new(array, sidecar_layer(&owned[i]));
+    }
+    return json_incref(array);
+}
+
+static json_t *sidecar_snapshots(struct manager *m, const char *volume_id, struct error *err)
+{
+    CLEANUP_FREE struct snapshot_record *list = NULL;
+    size_t count = 0;
+    if (catalogue_snapshot_list(m->catalogue, volume_id, NULL, INT_MAX, &list, &count, err) < 0)
+        return NULL;
+    json_t *array = json_array();
+    for (size_t i = 0; i < count; i++) {
+        const struct snapshot_record *s = &list[i];
+        (void)json_array_append_new(array, json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:s, s:I}", "id", s->id,
+                                                     "name", s->name, "layer_id", s->layer_id, "state", s->state,
+                                                     "size", (json_int_t)s->size, "consistency", s->consistency,
+                                                     "filesystem", s->filesystem, "formatted", s->formatted, "content",
+                                                     s->content, "created", (json_int_t)s->created));
+    }
+    return array;
+}
+
 int sidecar_write(struct manager *m, struct pool *pool, const char *volume_id, struct error *err)
 {
     struct volume_record v = {0};
-    CLEANUP_FREE struct layer_record *layers = NULL;
-    size_t count = 0;
+    struct error own = ERROR_INIT;
+    err = err ? err : &own;
     int r = catalogue_volume_find(m->catalogue, volume_id, &v, err);
-    if (r == 0)
-        r = catalogue_layer_chain(m->catalogue, v.top_layer, &layers, &count, err);
     if (r < 0)
         return r;
-    json_t *array = json_array();
-    for (size_t i = 0; i < count; i++)
-        (void)json_array_append_new(array, sidecar_layer(&layers[i]));
+    CLEANUP_JSON json_t *layers = sidecar_layers(m, &v, err);
+    CLEANUP_JSON json_t *snapshots = layers ? sidecar_snapshots(m, volume_id, err) : NULL;
+    if (!snapshots)
+        return err->errnum ? -err->errnum : error_sys(err, ENOMEM, "sidecar of volume '%s'", v.name);
     CLEANUP_JSON json_t *json =
-        json_pack("{s:i, s:{s:s, s:s, s:s, s:I, s:s, s:b, s:s, s:s, s:s, s:I}, s:o}", "version", 1, "volume", "id",
+        json_pack("{s:i, s:{s:s, s:s, s:s, s:I, s:s, s:b, s:s, s:s, s:s, s:I}, s:O, s:O}", "version", 1, "volume", "id",
                   v.id, "name", v.name, "kind", v.kind, "size", (json_int_t)v.size, "filesystem", v.filesystem,
                   "formatted", v.formatted, "content", v.content, "top_layer", v.top_layer, "spec", v.spec, "created",
-                  (json_int_t)v.created, "layers", array);
+                  (json_int_t)v.created, "layers", layers, "snapshots", snapshots);
     CLEANUP_FREE char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL;
     if (!text)
         return error_sys(err, ENOMEM, "sidecar of volume '%s'", v.name);
@@ -215,15 +291,27 @@ int layer_file_delete(struct manager *m, const struct layer_record *layer, struc
 
 int undo_layer_files(struct job *job, struct error *err)
 {
-    struct volume_record volume = {0};
     CLEANUP_FREE struct layer_record *layers = NULL;
     size_t count = 0;
-    int r = job_volume(job, &volume, err);
-    if (r == 0)
-        r = catalogue_layer_chain(job->manager->catalogue, volume.top_layer, &layers, &count, err);
-    for (size_t i = 0; r == 0 && i < count; i++)
-        r = layer_file_delete(job->manager, &layers[i], err);
+    int r = catalogue_layer_owned(job->manager->catalogue, job->record.volume_id, &layers, &count, err);
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        struct layer_use use;
+        r = catalogue_layer_use(job->manager->catalogue, &layers[i], &use, err);
+        if (r == 0 && use.foreign == 0)
+            r = layer_file_delete(job->manager, &layers[i], err);
+    }
     return r;
+}
+
+int volume_check_exclusive(struct job *job, struct error *err)
+{
+    struct volume_record volume = {0};
+    CLEANUP_CHAIN struct chain chain = {0};
+    int r = job_volume(job, &volume, err);
+    if (r < 0)
+        return r;
+    r = chain_open(job->manager, &volume, false, &chain, err);
+    return r == -ENOENT ? 0 : r; /* a file that is gone already needs no lock */
 }
 
 /* ---- the end of making a volume ---------------------------------------------------------------------------- */

@@ -21,10 +21,15 @@ int volume_existing(struct manager *manager, const char *name, const char *spec,
                     struct error *err);
 
 /* Within the transaction of a request: -EBUSY (code "volume-in-use", with holder and hint) when an attachment forbids
- * what is asked for. `writing_only`: read-only attachments are no hindrance. */
+ * what is asked for. `writing_only`: read-only attachments are no hindrance. Those of snapshots never are. */
 int volume_check_free(struct manager *manager, const struct volume_record *volume, bool writing_only,
                       struct error *err);
-/* -EBUSY (code "job-running") when a job on the volume has not ended; -EINVAL unless it is "available". */
+/* The same for whatever must have all of the volume's layers alone: an attached snapshot is a hindrance, too. */
+int volume_check_unused(struct manager *manager, const struct volume_record *volume, struct error *err);
+/* Before a volume's data goes: -EBUSY when a program that platter does not know has its image open. */
+int volume_check_exclusive(struct job *job, struct error *err);
+/* -EBUSY (code "job-running") when a job on the volume has not ended; -EINVAL unless it is "available". A merge is not
+ * waited for but cancelled: it goes on when the volume is free again. */
 int volume_check_ready(struct manager *manager, const struct volume_record *volume, struct error *err);
 
 /* Commit when r is 0, else roll back; the result of the whole. */
@@ -34,7 +39,7 @@ int transaction_end(struct manager *manager, int r, struct error *err);
 int job_submit(struct job **job, int (*insert)(struct job *job, void *arg, struct error *err), void *arg,
                struct ticket *ret_ticket, struct error *err);
 
-/* The record of the job's volume or attachment. */
+/* The record of the job's volume (as it was at the snapshot that the job's data names as "view") or attachment. */
 int job_volume(const struct job *job, struct volume_record *ret_record, struct error *err);
 int job_attachment(const struct job *job, struct attachment_record *ret_record, struct error *err);
 /* A target as it is recorded: without doubled and trailing slashes. */
@@ -52,6 +57,7 @@ int undo_sidecar(struct job *job, struct error *err);
 /* Make the image file of layer `id` anew: exclusive, empty. A left-over of an earlier run of this job is replaced. */
 int layer_file_create(struct manager *manager, const struct layer_record *layer, int *ret_fd, struct error *err);
 int layer_file_delete(struct manager *manager, const struct layer_record *layer, struct error *err);
+/* The files of all layers that the volume made and that no other volume stands on. */
 int undo_layer_files(struct job *job, struct error *err);
 
 /* abandon for jobs that make a volume: its rows go, or it stays as "failed" when its files could not be removed. */

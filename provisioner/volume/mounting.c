@@ -20,6 +20,8 @@
 #include "provisioner/node/mount.h"
 #include "provisioner/volume/attach.h"
 
+#define MOUNT_OPTIONS_MAX 1100 /* the longest that are taken, and ours */
+
 static int device_open(struct job *job, int flags, int *ret_fd, struct error *err)
 {
     char label[LOOP_LABEL_MAX];
@@ -153,12 +155,24 @@ static int adopt_filesystem(struct job *job, struct volume_record *volume, struc
     return r < 0 ? r : step_sidecar(job, err);
 }
 
+/* A snapshot's file system is known from then, or looked for and not remembered. */
+static int snapshot_filesystem(struct job *job, struct volume_record *volume, struct error *err)
+{
+    CLEANUP_CLOSE int fd = -1;
+    int r = volume->filesystem[0] ? 0 : device_open(job, O_RDONLY, &fd, err);
+    if (r == 0 && fd >= 0)
+        r = mkfs_probe(fd, volume->filesystem, sizeof(volume->filesystem), err);
+    return r < 0 ? r : job_set(job, "filesystem", volume->filesystem, err);
+}
+
 int step_format(struct job *job, struct error *err)
 {
     struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
     if (r < 0)
         return r;
+    if (job_get(job, "view")[0])
+        return snapshot_filesystem(job, &volume, err);
     if (!volume.filesystem[0])
         r = find_filesystem(job, &volume, err);
     else
@@ -210,6 +224,16 @@ int step_grow(struct job *job, struct error *err)
 
 /* ---- mounting ---------------------------------------------------------------------------------------------- */
 
+/* A snapshot cannot be written to, so its journal is not replayed: one taken without freezing shows what the journal had not
+ * yet put in place as it was before. An XFS may be mounted beside the volume whose UUID it has. */
+static void snapshot_options(const struct job *job, char *options, size_t size)
+{
+    const char *given = job_get(job, "mount_options"), *more = "";
+    if (job_get(job, "view")[0])
+        more = strcmp(job_get(job, "filesystem"), "xfs") == 0 ? "norecovery,nouuid" : "noload";
+    (void)snprintf(options, size, "%s%s%s", given, given[0] && more[0] ? "," : "", more);
+}
+
 static int mount_on_target(struct job *job, const struct attachment_record *a, struct error *err)
 {
     CLEANUP_CLOSE int target = -1;
@@ -223,10 +247,12 @@ static int mount_on_target(struct job *job, const struct attachment_record *a, s
         r = job_save(job, err);
     if (r < 0)
         return r;
+    char options[MOUNT_OPTIONS_MAX];
+    snapshot_options(job, options, sizeof(options));
     struct mount_request request = {
         .device = job_get(job, "device"),
         .filesystem = job_get(job, "filesystem"),
-        .options = job_get(job, "mount_options"),
+        .options = options,
         .read_only = a->read_only,
         .restricted = rights.uid != 0,
         .set_owner = rights.uid != 0 && job_get(job, "fresh")[0] != 0,

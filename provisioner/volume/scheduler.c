@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "common/text.h"
 #include "provisioner/volume/run.h"
+#include "provisioner/volume/snapshot.h"
 
 static bool job_ready(const struct manager *m, const struct job *job)
 {
@@ -41,6 +42,17 @@ static void job_unlink(struct manager *m, struct job *job)
     *link = job->next;
 }
 
+/* The volume may be free now, and those that a deleted one's layers went to have more of their own. A merge that did not end
+ * well waits for the next occasion. */
+static void schedule_merges(struct manager *m, const struct job *job)
+{
+    if (job->kind == &job_volume_merge)
+        return;
+    merge_schedule(m, job->record.volume_id);
+    if (job_get(job, "heir")[0])
+        merge_schedule(m, job_get(job, "heir"));
+}
+
 static void *worker_main(void *arg)
 {
     struct manager *m = arg;
@@ -63,6 +75,7 @@ static void *worker_main(void *arg)
         if (ended) {
             watch_complete(m, job->record.id);
             event_announce(m);
+            schedule_merges(m, job);
         }
         job_free(job);
         (void)pthread_mutex_lock(&m->jobs_lock);

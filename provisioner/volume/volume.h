@@ -165,9 +165,41 @@ int manager_volume_resize(struct manager *manager, const struct caller *caller, 
  * low_counts, copied_flags, bad_entries, double_use, repaired, errors}; `errors` are left and are not leaks. */
 int manager_volume_check(struct manager *manager, const struct caller *caller, const char *name_or_id, bool repair,
                          struct ticket *ret_ticket, struct error *err);
-/* Refused while attached. -ENOENT when it is not there. */
-int manager_volume_delete(struct manager *manager, const struct caller *caller, const char *name_or_id,
+/* Refused while attached, and unless `snapshots` while it has any (-EBUSY, code "has-snapshots"). Clones of its snapshots
+ * stay. -ENOENT when it is not there. */
+int manager_volume_delete(struct manager *manager, const struct caller *caller, const char *name_or_id, bool snapshots,
                           struct ticket *ret_ticket, struct error *err);
+
+struct clone_spec {
+    const char *name;     /* of the new volume */
+    const char *snapshot; /* "VOLUME@SNAPSHOT" */
+    uint64_t size;        /* bytes; 0 = the snapshot's, not less */
+};
+/* A new volume that begins as the snapshot, at once and without copying. Repeated: as manager_volume_create. */
+int manager_volume_clone(struct manager *manager, const struct caller *caller, const struct clone_spec *spec,
+                         struct ticket *ret_ticket, struct error *err);
+/* The volume, which nobody has attached, becomes what it was at "VOLUME@SNAPSHOT"; what it is now is lost, all snapshots
+ * stay. */
+int manager_volume_restore(struct manager *manager, const struct caller *caller, const char *snapshot,
+                           struct ticket *ret_ticket, struct error *err);
+
+/* ---- snapshots --------------------------------------------------------------------------------------------- */
+
+/* `name` is "VOLUME@SNAPSHOT". `freeze`: hold the mounted file system still for the moment, so that the snapshot needs no
+ * journal. Attached volumes go on; their requests wait for some milliseconds. The same name again: existed. ticket.object is
+ * the snapshot's id. */
+int manager_snapshot_create(struct manager *manager, const struct caller *caller, const char *name, bool freeze,
+                            struct ticket *ret_ticket, struct error *err);
+/* -EBUSY (code "snapshot-in-use") while it is attached. Clones stay. */
+int manager_snapshot_delete(struct manager *manager, const struct caller *caller, const char *name,
+                            struct ticket *ret_ticket, struct error *err);
+/* {id, name: "VOLUME@SNAPSHOT", snapshot, volume, volume_id, state: "creating"|"available"|"failed", layer, size,
+ * consistency: "detached"|"crash"|"filesystem", filesystem, formatted, used, created} */
+int manager_snapshot_get(struct manager *manager, const char *name, json_t **ret_snapshot, struct error *err);
+int manager_snapshot_get_id(struct manager *manager, const char *id, json_t **ret_snapshot, struct error *err);
+/* Oldest first; volume NULL = of all; `after`: an id. */
+int manager_snapshot_list(struct manager *manager, const char *volume, const char *after, unsigned limit,
+                          json_t **ret_snapshots, struct error *err);
 
 /* {id, name, kind: "block", pool, state: "creating"|"available"|"attached"|"deleting"|"failed", size, format,
  * filesystem, formatted, layers: [{id, format, size, used, cluster_size?, version?, extended_l2?, compression?,

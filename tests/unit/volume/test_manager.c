@@ -195,7 +195,7 @@ static void wrong_requests_change_nothing(void **state)
     struct volume_spec fine = {.name = "w", .size = 4096};
     assert_int_equal(manager_volume_create(f->manager, &viewer, &fine, &t, &err), -EPERM);
     assert_int_equal(manager_pool_delete(f->manager, &operator, "p", &err), -EPERM);
-    assert_int_equal(manager_volume_delete(f->manager, &operator, "none", &t, &err), -ENOENT);
+    assert_int_equal(manager_volume_delete(f->manager, &operator, "none", false, &t, &err), -ENOENT);
     make(f->manager, "w");
     assert_int_equal(
         manager_volume_resize(f->manager, &operator, &(struct resize_spec){.volume = "w", .size = 4096}, &t, &err),
@@ -218,7 +218,7 @@ static void one_writer(void **state)
     assert_string_equal(err.code, "volume-in-use");
     assert_non_null(strstr(err.holder, "guest-1"));
     assert_non_null(strstr(err.hint, first.object));
-    assert_int_equal(manager_volume_delete(f->manager, &operator, "v", &second, &err), -EBUSY);
+    assert_int_equal(manager_volume_delete(f->manager, &operator, "v", false, &second, &err), -EBUSY);
     /* A restart finds the server again. */
     f->manager = manager_stop(f->manager);
     start(f);

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * volume-merge: a detached volume's layers that nothing needs any more go; a layer that only its one child needs is merged with
+ * it. The child's content is written into the lower file, which then takes the child's name in the pool by one rename, and
+ * the child's row its place: whatever referred to the child still finds it.
+ *
+ * The job can be cancelled until the rename, as any request that needs the volume does (volume_check_ready), and is started
+ * again when the volume is free. Before the rename the pair is remembered in the job: a lower file that is missing then means
+ * that the rename was done.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/checked.h"
+#include "common/log.h"
+#include "common/text.h"
+#include "provisioner/node/image_lock.h"
+#include "provisioner/volume/snapshot.h"
+
+#define COMMIT_LAYERS_MIN 2
+
+/* What there is to do: `upper`.id "" = `lower` is not needed and goes. */
+struct work {
+    struct layer_record lower, upper;
+};
+
+static const struct layer_record *child_of(const struct layer_record *layers, size_t count, const char *id)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(layers[i].parent_id, id) == 0)
+            return &layers[i];
+    }
+    return NULL;
+}
+
+/* May `lower`, whose only child is `upper`, take its place? A raw file may not where qcow2 files above name the child's format. */
+static int pair_fits(struct manager *m, const struct layer_record *lower, const struct layer_record *upper,
+                     bool *ret_fits, struct error *err)
+{
+    struct layer_use use = {0};
+    *ret_fits = strcmp(lower->format, upper->format) == 0;
+    if (*ret_fits)
+        return 0;
+    int r = catalogue_layer_use(m->catalogue, upper, &use, err);
+    *ret_fits = use.children == 0;
+    return r;
+}
+
+/* -ENOENT: nothing to do. */
+static int find_work(struct manager *m, const char *volume_id, struct work *ret_work, struct error *err)
+{
+    CLEANUP_FREE struct layer_record *layers = NULL;
+    size_t count = 0;
+    int r = catalogue_layer_owned(m->catalogue, volume_id, &layers, &count, err);
+    for (size_t i = 0; r == 0 && count > 1 && i < count; i++) {
+        struct layer_use use;
+        bool fits = true;
+        r = catalogue_layer_use(m->catalogue, &layers[i], &use, err);
+        if (r < 0 || use.tops || use.snapshots || use.foreign || use.children > 1)
+            continue;
+        const struct layer_record *upper = child_of(layers, count, layers[i].id);
+        if (upper)
+            r = pair_fits(m, &layers[i], upper, &fits, err);
+        if (r == 0 && fits) {
+            *ret_work = (struct work){.lower = layers[i]};
+            if (upper)
+                ret_work->upper = *upper;
+            return 0;
+        }
+    }
+    return r < 0 ? r : -ENOENT;
+}
+
+/* ---- when ---------------------------------------------------------------------------------------------------- */
+
+static int merge_insert(struct job *job, void *arg, struct error *err)
+{
+    struct manager *m = job->manager;
+    struct volume_record volume = {0};
+    struct work work;
+    (void)arg;
+    int r = job_volume(job, &volume, err);
+    if (r == 0)
+        r = volume_check_unused(m, &volume, err);
+    if (r == 0)
+        r = volume_check_ready(m, &volume, err);
+    return r < 0 ? r : find_work(m, volume.id, &work, err);
+}
+
+void merge_schedule(struct manager *m, const char *volume_id)
+{
+    static const struct caller self = {.role = CALLER_ADMIN};
+    struct volume_record volume = {0};
+    struct ticket ticket = {0};
+    struct work work;
+    CLEANUP_JOB struct job *job = NULL;
+    if (catalogue_volume_find(m->catalogue, volume_id, &volume, NULL) < 0 || find_work(m, volume_id, &work, NULL) < 0)
+        return;
+    if (job_create(m, &job_volume_merge, &volume, "", &self, json_object(), &job, NULL) == 0)
+        (void)job_submit(&job, merge_insert, NULL, &ticket, NULL); /* in use: the end of that use comes here again */
+}
+
+/* ---- the step ------------------------------------------------------------------------------------------------ */
+
+static int drop_layer(struct job *job, const struct layer_record *layer, struct error *err)
+{
+    int r = layer_file_delete(job->manager, layer, err);
+    crash_point(job->kind->name, "drop", "");
+    return r < 0 ? r : catalogue_layer_delete(job->manager->catalogue, layer->id, err);
+}
+
+static int open_locked(struct job *job, struct pool *pool, const struct layer_record *layer, bool writable,
+                       struct blk_layer *ret_layer, struct error *err)
+{
+    CLEANUP_CLOSE int fd = -1;
+    int r = pool->ops->image_open(pool, layer->id, !writable, &fd, err);
+    if (r == 0)
+        r = image_lock_take(fd, writable ? IMAGE_LOCK_WRITER : IMAGE_LOCK_READER, job->record.volume_name, err);
+    if (r == 0)
+        *ret_layer = (struct blk_layer){.format = layer->format, .fd = steal_fd(&fd)};
+    return r;
+}
+
+/* The chain from the upper layer down, of which the second is written to. */
+static int open_pair(struct job *job, struct pool *pool, const struct work *work, struct layer_record **ret_records,
+                     struct blk_layer *layers, size_t *ret_count, struct error *err)
+{
+    CLEANUP_FREE struct layer_record *records = NULL;
+    size_t count = 0;
+    int r = catalogue_layer_chain(job->manager->catalogue, work->upper.id, &records, &count, err);
+    if (r == 0 && (count < COMMIT_LAYERS_MIN || count > BLK_LAYERS_MAX))
+        r = error_set(err, EUCLEAN, "layer '%s' has %zu layers", work->upper.id, count);
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        r = open_locked(job, pool, &records[i], i == 1, &layers[i], err);
+        if (r == 0)
+            *ret_count = i + 1;
+    }
+    if (r == 0)
+        *ret_records = steal_ptr(&records);
+    return r;
+}
+
+static int commit_pair(struct job *job, struct pool *pool, const struct work *work, struct error *err)
+{
+    CLEANUP_FREE struct layer_record *records = NULL;
+    struct blk_layer layers[BLK_LAYERS_MAX];
+    size_t count = 0;
+    struct blk_worker worker = job_worker(job);
+    int r = open_pair(job, pool, work, &records, layers, &count, err);
+    if (r == 0)
+        r = blk_worker_commit(&worker, layers, count, err);
+    for (size_t i = 0; i < count; i++)
+        cleanup_close(&layers[i].fd);
+    return r;
+}
+
+/* The rename and the rows, from here on without a way back. The row of `lower` may be gone already. */
+static int swap_pair(struct job *job, struct pool *pool, const struct work *work, struct error *err)
+{
+    struct manager *m = job->manager;
+    int r = pool->ops->image_rename(pool, work->lower.id, work->upper.id, err);
+    if (r == -ENOENT) { /* done by a run before this one */
+        error_clear(err);
+        r = 0;
+    }
+    crash_point(job->kind->name, "swap", ":after");
+    if (r == 0)
+        r = catalogue_begin(m->catalogue, err);
+    if (r < 0)
+        return r;
+    r = catalogue_layer_merge(m->catalogue, &work->lower, &work->upper, err);
+    if (r == 0)
+        r = job_set(job, "lower", "", err);
+    if (r == 0)
+        r = job_save(job, err);
+    return transaction_end(m, r, err);
+}
+
+static int do_work(struct job *job, const struct work *work, struct error *err)
+{
+    CLEANUP_POOL struct pool *pool = NULL;
+    if (!work->upper.id[0])
+        return drop_layer(job, &work->lower, err);
+    int r = manager_pool_open(job->manager, work->lower.pool_id, &pool, err);
+    if (r == 0)
+        r = commit_pair(job, pool, work, err);
+    if (r < 0)
+        return r;
+    crash_point(job->kind->name, "swap", "");
+    r = job_set(job, "lower", work->lower.id, err);
+    if (r == 0)
+        r = job_set(job, "upper", work->upper.id, err);
+    if (r == 0)
+        r = catalogue_begin(job->manager->catalogue, err); /* with a flush: the rename must not be known before it */
+    if (r < 0)
+        return r;
+    r = transaction_end(job->manager, job_save(job, err), err);
+    return r < 0 ? r : swap_pair(job, pool, work, err);
+}
+
+/* A run before this one has come as far as the rename. */
+static int resume_swap(struct job *job, struct error *err)
+{
+    struct work work = {0};
+    CLEANUP_POOL struct pool *pool = NULL;
+    struct catalogue *c = job->manager->catalogue;
+    if (!job_get(job, "lower")[0] || catalogue_layer_find(c, job_get(job, "lower"), &work.lower, NULL) < 0)
+        return 0;
+    int r = catalogue_layer_find(c, job_get(job, "upper"), &work.upper, err);
+    if (r == 0)
+        r = manager_pool_open(job->manager, work.lower.pool_id, &pool, err);
+    return r < 0 ? r : swap_pair(job, pool, &work, err);
+}
+
+static int step_merge(struct job *job, struct error *err)
+{
+    struct work work;
+    int r = resume_swap(job, err);
+    while (r == 0) {
+        if (atomic_load(&job->cancelled) || atomic_load(&job->manager->stopping))
+            return error_set(err, ECANCELED, "somebody needs the volume: the rest is merged later");
+        r = find_work(job->manager, job->record.volume_id, &work, err);
+        if (r == 0)
+            r = do_work(job, &work, err);
+    }
+    return r == -ENOENT ? 0 : r;
+}
+
+static const struct job_step merge_steps[] = {
+    {.name = "merge", .run = step_merge},
+    {.name = "sidecar", .run = step_sidecar},
+};
+
+static int finish_merge(struct job *job, struct error *err)
+{
+    (void)err;
+    event_record(job->manager, "volume.merged", job->record.volume_id,
+                 json_pack("{s:s}", "name", job->record.volume_name));
+    return 0;
+}
+
+static int abandon_merge(struct job *job, const struct error *cause, bool undone, struct error *err)
+{
+    (void)job, (void)cause, (void)undone, (void)err;
+    return 0; /* what was merged is recorded, the rest is as it was */
+}
+
+const struct job_kind job_volume_merge = {
+    .name = "volume-merge",
+    .steps = merge_steps,
+    .step_count = ARRAY_SIZE(merge_steps),
+    .finish = finish_merge,
+    .abandon = abandon_merge,
+};

@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * snapshot-create: row of a new layer -> its file -> its image -> one transaction (the old top is frozen, the new layer is the
+ * top, the snapshot is there) -> the block server is told -> sidecar.
+ *
+ * The records change before the server does. Whatever happens in between, nothing that was flushed is lost: until it is told,
+ * the server writes to the layer that the records call frozen, which the new one stands on, so a chain opened from the records
+ * holds it all, and a server told twice does it once. Only a server that refuses (and so goes on as it was) lets the records
+ * be put back; when it cannot be known whether it has, the snapshot stays, as "failed", and can be deleted.
+ */
+#include "provisioner/volume/snapshot.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "common/checked.h"
+#include "common/log.h"
+#include "common/text.h"
+#include "provisioner/node/freeze.h"
+#include "provisioner/node/image_lock.h"
+#include "provisioner/node/loop.h"
+#include "provisioner/volume/server.h"
+
+/* ---- finding ------------------------------------------------------------------------------------------------- */
+
+int snapshot_find(struct manager *m, const char *name, struct volume_record *ret_volume,
+                  struct snapshot_record *ret_snapshot, struct error *err)
+{
+    const char *at = strchr(name, '@');
+    char volume[NAME_MAX_BYTES];
+    if (!at || at == name || !at[1] || (size_t)(at - name) >= sizeof(volume))
+        return error_set(err, EINVAL, "'%s' is not VOLUME@SNAPSHOT", name);
+    (void)snprintf(volume, sizeof(volume), "%.*s", (int)(at - name), name);
+    int r = catalogue_volume_find(m->catalogue, volume, ret_volume, err);
+    if (r < 0)
+        return r;
+    r = catalogue_snapshot_find(m->catalogue, ret_volume->id, at + 1, ret_snapshot, err);
+    return r == -ENOENT ? error_set(err, ENOENT, "volume '%s' has no snapshot '%s'", ret_volume->name, at + 1) : r;
+}
+
+void snapshot_view(struct volume_record *v, const struct snapshot_record *s)
+{
+    text_copy(v->top_layer, s->layer_id);
+    text_copy(v->filesystem, s->filesystem);
+    text_copy(v->content, s->content);
+    v->size = s->size;
+    v->formatted = s->formatted;
+    v->behind = s->behind;
+}
+
+int volume_or_snapshot_find(struct manager *m, const char *name, struct volume_record *ret_volume,
+                            struct snapshot_record *ret_snapshot, struct error *err)
+{
+    *ret_snapshot = (struct snapshot_record){0};
+    if (!strchr(name, '@'))
+        return catalogue_volume_find(m->catalogue, name, ret_volume, err);
+    int r = snapshot_find(m, name, ret_volume, ret_snapshot, err);
+    if (r == 0 && strcmp(ret_snapshot->state, "available") != 0)
+        r = error_set(err, EINVAL, "snapshot '%s' is %s", name, ret_snapshot->state);
+    if (r == 0)
+        snapshot_view(ret_volume, ret_snapshot);
+    return r;
+}
+
+/* ---- the request --------------------------------------------------------------------------------------------- */
+
+struct intent {
+    struct layer_record layer;
+    struct snapshot_record snapshot;
+};
+
+/* Can what is attached be snapshot? *ret_writer: somebody writes to the volume. */
+static int check_attachments(struct manager *m, const struct volume_record *volume, bool freeze, bool *ret_writer,
+                             struct error *err)
+{
+    struct attachment_record *list;
+    size_t count = 0;
+    bool mounted = false;
+    int r = catalogue_attachment_list(m->catalogue, volume->id, &list, &count, err);
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        const struct attachment_record *a = &list[i];
+        if (a->snapshot_id[0] || a->read_only)
+            continue;
+        *ret_writer = true;
+        mounted = mounted || strcmp(a->kind, "mount") == 0;
+        if (strcmp(a->state, "attached") != 0)
+            r = error_set(err, EBUSY, "attachment '%s' is %s", a->id, a->state);
+        else if (strcmp(a->via, "loop") == 0) {
+            (void)error_set(err, EOPNOTSUPP, "volume '%s' is attached as a loop device straight over its file",
+                            volume->name);
+            (void)error_hint(err, "detach it, or attach it with --via fuse");
+            r = error_code(err, "snapshot-not-possible");
+        }
+    }
+    if (count)
+        attachment_records_free(list, count);
+    if (r == 0 && freeze && !mounted)
+        r = error_set(err, EINVAL, "volume '%s' is not mounted by platter: there is no file system to freeze",
+                      volume->name);
+    return r;
+}
+
+static int create_insert(struct job *job, void *arg, struct error *err)
+{
+    struct intent *intent = arg;
+    struct manager *m = job->manager;
+    struct volume_record volume = {0};
+    struct layer_record top = {0};
+    bool writer = false;
+    int r = job_volume(job, &volume, err);
+    if (r == 0)
+        r = volume_check_ready(m, &volume, err);
+    if (r == 0)
+        r = check_attachments(m, &volume, json_is_true(json_object_get(job->data, "freeze")), &writer, err);
+    if (r == 0)
+        r = overlay_check(m, volume.top_layer, err);
+    if (r == 0)
+        r = catalogue_layer_find(m->catalogue, volume.top_layer, &top, err);
+    if (r == 0)
+        r = overlay_fill(&volume, &top, volume.size, &intent->layer, err);
+    if (r == 0)
+        r = catalogue_layer_insert(m->catalogue, &intent->layer, err);
+    if (r < 0)
+        return r;
+    struct snapshot_record *s = &intent->snapshot;
+    text_copy(s->volume_id, volume.id);
+    text_copy(s->layer_id, volume.top_layer);
+    text_copy(s->filesystem, volume.filesystem);
+    text_copy(s->content, volume.content);
+    s->size = volume.size;
+    s->formatted = volume.formatted;
+    s->behind = volume.behind;
+    r = catalogue_snapshot_insert(m->catalogue, s, err);
+    if (r == 0)
+        r = job_set(job, "layer", intent->layer.id, err);
+    return r < 0 ? r : job_set(job, "consistency", writer ? "crash" : "detached", err);
+}
+
+/* The same snapshot is there already, or on its way. -ENOENT: no. */
+static int create_existing(struct manager *m, const char *name, struct ticket *ret_ticket)
+{
+    struct volume_record volume = {0};
+    struct snapshot_record s = {0};
+    int r = snapshot_find(m, name, &volume, &s, NULL);
+    if (r < 0)
+        return -ENOENT;
+    *ret_ticket = (struct ticket){.existed = true};
+    text_copy(ret_ticket->object, s.id);
+    if (strcmp(s.state, "creating") == 0)
+        job_find_active(m, volume.id, ret_ticket->job);
+    return 0;
+}
+
+static int intent_name(const char *name, const struct volume_record *volume, struct intent *intent, struct error *err)
+{
+    struct snapshot_record *s = &intent->snapshot;
+    const char *own = strchr(name, '@') ? strchr(name, '@') + 1 : "";
+    if (!catalogue_name_valid(own))
+        return error_set(err, EINVAL, "'%s' cannot be a snapshot's name: VOLUME@NAME is wanted", name);
+    int r = catalogue_id("snap-", s->id);
+    if (r < 0)
+        return error_sys(err, r, "new snapshot of '%s'", volume->name);
+    text_copy_bounded(s->name, sizeof(s->name), own);
+    text_copy(s->state, "creating");
+    text_copy(s->consistency, "detached");
+    s->created = time(NULL);
+    return 0;
+}
+
+int manager_snapshot_create(struct manager *m, const struct caller *caller, const char *name, bool freeze,
+                            struct ticket *ret_ticket, struct error *err)
+{
+    struct volume_record volume = {0};
+    struct intent intent = {0};
+    CLEANUP_JOB struct job *job = NULL;
+    char volume_name[NAME_MAX_BYTES];
+    int r = caller_require(caller, CALLER_OPERATOR, err);
+    if (r < 0)
+        return r;
+    (void)snprintf(volume_name, sizeof(volume_name), "%.*s", (int)MIN(strcspn(name, "@"), sizeof(volume_name) - 1),
+                   name);
+    r = catalogue_volume_find(m->catalogue, volume_name, &volume, err);
+    if (r == 0)
+        r = intent_name(name, &volume, &intent, err);
+    if (r < 0)
+        return r;
+    if (create_existing(m, name, ret_ticket) == 0)
+        return 0;
+    r = job_create(m, &job_snapshot_create, &volume, "", caller,
+                   json_pack("{s:b, s:s}", "freeze", freeze, "snapshot", intent.snapshot.id), &job, err);
+    if (r == 0)
+        r = job_submit(&job, create_insert, &intent, ret_ticket, err);
+    if (r == 0)
+        text_copy(ret_ticket->object, intent.snapshot.id);
+    return r;
+}
+
+/* ---- the steps ----------------------------------------------------------------------------------------------- */
+
+static int job_snapshot(const struct job *job, struct snapshot_record *ret_snapshot, struct error *err)
+{
+    return catalogue_snapshot_find(job->manager->catalogue, job->record.volume_id, job_get(job, "snapshot"),
+                                   ret_snapshot, err);
+}
+
+/* Make `top` the volume's top, which freezes or thaws the layer below it. */
+static int change_top(struct job *job, const char *top, const char *other, bool frozen, struct error *err)
+{
+    struct manager *m = job->manager;
+    struct volume_record volume = {0};
+    struct layer_record layer = {0};
+    int r = catalogue_begin(m->catalogue, err);
+    if (r < 0)
+        return r;
+    r = job_volume(job, &volume, err);
+    if (r == 0 && strcmp(volume.top_layer, top) != 0) {
+        (void)snprintf(volume.top_layer, sizeof(volume.top_layer), "%s", top);
+        r = catalogue_volume_update(m->catalogue, &volume, err);
+    }
+    if (r == 0)
+        r = catalogue_layer_find(m->catalogue, other, &layer, err);
+    if (r == 0) {
+        layer.frozen = frozen;
+        r = catalogue_layer_update(m->catalogue, &layer, err);
+    }
+    return transaction_end(m, r, err);
+}
+
+static int step_record(struct job *job, struct error *err)
+{
+    struct snapshot_record s = {0};
+    int r = job_snapshot(job, &s, err);
+    return r < 0 ? r : change_top(job, job_get(job, "layer"), s.layer_id, true, err);
+}
+
+static int undo_record(struct job *job, struct error *err)
+{
+    struct snapshot_record s = {0};
+    if (job_get(job, "unknown")[0])
+        return error_set(err, EINPROGRESS, "it is not known whether the block server has a new top layer");
+    int r = job_snapshot(job, &s, err);
+    return r < 0 ? r : change_top(job, s.layer_id, s.layer_id, false, err);
+}
+
+/* The attachment that writes; -ENOENT: none. */
+static int writer_find(struct job *job, struct attachment_record *ret, struct error *err)
+{
+    struct attachment_record *list;
+    size_t count = 0;
+    bool found = false;
+    int r = catalogue_attachment_list(job->manager->catalogue, job->record.volume_id, &list, &count, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < count; i++) {
+        if (!found && !list[i].snapshot_id[0] && !list[i].read_only && strcmp(list[i].state, "attached") == 0) {
+            *ret = list[i];
+            found = true;
+        } else {
+            attachment_record_done(&list[i]);
+        }
+    }
+    free(list);
+    return found ? 0 : -ENOENT;
+}
+
+static int tell_server(struct job *job, const struct attachment_record *a, struct error *err)
+{
+    struct layer_record layer = {0};
+    struct blk_client *client;
+    CLEANUP_POOL struct pool *pool = NULL;
+    CLEANUP_CLOSE int fd = -1;
+    int r = server_connect(job->manager, a->id, &client, err);
+    if (r == -ENOENT) { /* it has ended: what it wrote lies in the layer below the new one */
+        error_clear(err);
+        return 0;
+    }
+    if (r == 0)
+        r = catalogue_layer_find(job->manager->catalogue, job_get(job, "layer"), &layer, err);
+    if (r == 0)
+        r = manager_pool_open(job->manager, layer.pool_id, &pool, err);
+    if (r == 0)
+        r = pool->ops->image_open(pool, layer.id, false, &fd, err);
+    if (r == 0)
+        r = image_lock_take(fd, IMAGE_LOCK_WRITER, job->record.volume_name, err);
+    if (r == -EBUSY) /* the server has it already, from before a crash of ours: nobody else knows this file */
+        error_clear(err);
+    else if (r < 0)
+        return r;
+    struct blk_layer blk_layer = {.format = layer.format, .fd = fd};
+    r = blk_snapshot(client, layer.id, &blk_layer, err);
+    if (r == -EPIPE || r == -ETIMEDOUT || r == -EBADMSG || r == -ECONNRESET)
+        (void)job_set(job, "unknown", "yes", NULL);
+    return r < 0 ? r : job_set_number(job, "pause_us", blk_snapshot_pause_us(client), err);
+}
+
+struct mounted {
+    char *path;
+    dev_t rdev;
+};
+
+/* Where the attachment's file system is mounted; path NULL: it is not. The caller frees path. */
+static void find_mount(const struct attachment_record *a, struct mounted *ret)
+{
+    CLEANUP_JSON json_t *facts = json_loads(a->data, 0, NULL);
+    const char *path = json_string_value(json_object_get(facts, "canonical"));
+    const char *device = json_string_value(json_object_get(facts, "device"));
+    char label[LOOP_LABEL_MAX];
+    struct stat st;
+    CLEANUP_CLOSE int fd = -1;
+    *ret = (struct mounted){0};
+    (void)snprintf(label, sizeof(label), "platter/%s", a->id);
+    if (path && device && loop_open(device, label, 0, &fd, NULL) == 0 && fstat(fd, &st) == 0)
+        *ret = (struct mounted){.path = strdup(path), .rdev = st.st_rdev};
+}
+
+/* A crash in between leaves it frozen until this step runs again, which is the first thing after a restart. */
+static int tell_frozen(struct job *job, const struct attachment_record *a, struct error *err)
+{
+    struct mounted mounted;
+    struct error thaw = ERROR_INIT;
+    find_mount(a, &mounted);
+    CLEANUP_FREE char *path = mounted.path;
+    if (!path)
+        return error_set(err, ENOENT, "the mount of attachment '%s' is gone: nothing to freeze", a->id);
+    int r = freeze_begin(path, mounted.rdev, err);
+    crash_point(job->kind->name, "switch", ":frozen");
+    if (r == 0)
+        r = tell_server(job, a, err);
+    if (freeze_end(path, mounted.rdev, &thaw) < 0)
+        log_error("volume '%s': %s", job->record.volume_name, thaw.message);
+    return r < 0 ? r : job_set(job, "consistency", "filesystem", err);
+}
+
+static int step_switch(struct job *job, struct error *err)
+{
+    struct attachment_record a = {0};
+    int r = writer_find(job, &a, err);
+    if (r < 0)
+        return r == -ENOENT ? 0 : r;
+    r = json_is_true(json_object_get(job->data, "freeze")) ? tell_frozen(job, &a, err) : tell_server(job, &a, err);
+    attachment_record_done(&a);
+    return r;
+}
+
+static const struct job_step create_steps[] = {
+    {.name = "file", .run = step_overlay_file, .undo = undo_overlay_file},
+    {.name = "image", .run = step_overlay_image},
+    {.name = "record", .run = step_record, .undo = undo_record},
+    {.name = "switch", .run = step_switch},
+    {.name = "sidecar", .run = step_sidecar, .final = true},
+};
+
+static json_t *snapshot_event(const struct job *job, const struct snapshot_record *s)
+{
+    return json_pack("{s:s, s:s, s:s, s:s}", "name", s->name, "volume", job->record.volume_name, "volume_id",
+                     s->volume_id, "consistency", s->consistency);
+}
+
+static int finish_create(struct job *job, struct error *err)
+{
+    struct snapshot_record s = {0};
+    int r = job_snapshot(job, &s, err);
+    if (r < 0)
+        return r;
+    text_copy(s.state, "available");
+    text_copy_bounded(s.consistency, sizeof(s.consistency), job_get(job, "consistency"));
+    r = catalogue_snapshot_update(job->manager->catalogue, &s, err);
+    if (r == 0)
+        event_record(job->manager, "snapshot.created", s.id, snapshot_event(job, &s));
+    return r;
+}
+
+static int abandon_create(struct job *job, const struct error *cause, bool undone, struct error *err)
+{
+    struct snapshot_record s = {0};
+    (void)cause;
+    int r = job_snapshot(job, &s, err);
+    if (r < 0)
+        return r;
+    if (!undone) {
+        text_copy(s.state, "failed");
+        event_record(job->manager, "snapshot.failed", s.id, snapshot_event(job, &s));
+        return catalogue_snapshot_update(job->manager->catalogue, &s, err);
+    }
+    r = catalogue_snapshot_delete(job->manager->catalogue, s.id, err);
+    return r < 0 ? r : catalogue_layer_delete(job->manager->catalogue, job_get(job, "layer"), err);
+}
+
+const struct job_kind job_snapshot_create = {
+    .name = "snapshot-create",
+    .steps = create_steps,
+    .step_count = ARRAY_SIZE(create_steps),
+    .finish = finish_create,
+    .abandon = abandon_create,
+};
