@@ -125,12 +125,15 @@ int catalogue_layer_list(struct catalogue *catalogue, const char *pool_id, struc
 /* The layers that the volume made, in no order. */
 int catalogue_layer_owned(struct catalogue *catalogue, const char *volume_id, struct layer_record **ret_records,
                           size_t *ret_count, struct error *err);
+/* Volumes that own more than one layer: ids of ID_MAX bytes each. */
+int catalogue_layer_owners(struct catalogue *catalogue, char (**ret_ids)[ID_MAX], size_t *ret_count, struct error *err);
 /* How a layer is used; the file of one that nothing uses may go. */
 struct layer_use {
     uint64_t children;  /* layers directly above it */
     uint64_t tops;      /* volumes whose top it is */
     uint64_t snapshots; /* snapshots that it is */
     uint64_t foreign;   /* layers of other volumes somewhere above it */
+    uint64_t busy;      /* attachments of these volumes */
 };
 int catalogue_layer_use(struct catalogue *catalogue, const struct layer_record *layer, struct layer_use *ret_use,
                         struct error *err);

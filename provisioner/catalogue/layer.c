@@ -100,7 +100,8 @@ static int use_fill(sqlite3_stmt *row, void *record)
     *(struct layer_use *)record = (struct layer_use){.children = (uint64_t)sqlite3_column_int64(row, 0),
                                                      .tops = (uint64_t)sqlite3_column_int64(row, 1),
                                                      .snapshots = (uint64_t)sqlite3_column_int64(row, 2),
-                                                     .foreign = (uint64_t)sqlite3_column_int64(row, 3)};
+                                                     .foreign = (uint64_t)sqlite3_column_int64(row, 3),
+                                                     .busy = (uint64_t)sqlite3_column_int64(row, 4)};
     return 0;
 }
 
@@ -113,7 +114,9 @@ int catalogue_layer_use(struct catalogue *c, const struct layer_record *layer, s
                          " SELECT (SELECT count(*) FROM layers WHERE parent_id = ?1),"
                          "  (SELECT count(*) FROM volumes WHERE top_layer = ?1),"
                          "  (SELECT count(*) FROM snapshots WHERE layer_id = ?1),"
-                         "  (SELECT count(*) FROM above WHERE volume_id <> ?2)",
+                         "  (SELECT count(*) FROM above WHERE volume_id <> ?2),"
+                         "  (SELECT count(*) FROM attachments WHERE volume_id <> ?2"
+                         "    AND volume_id IN (SELECT volume_id FROM above))",
                          "tt", layer->id, layer->volume_id);
 }
 
@@ -129,10 +132,16 @@ int catalogue_layer_merge(struct catalogue *c, const struct layer_record *lower,
     return r < 0 ? r : catalogue_layer_delete(c, lower->id, err);
 }
 
-static int heir_fill(sqlite3_stmt *row, void *record)
+static int id_fill(sqlite3_stmt *row, void *record)
 {
     column_text(row, 0, record, ID_MAX);
     return 0;
+}
+
+int catalogue_layer_owners(struct catalogue *c, char (**ret_ids)[ID_MAX], size_t *ret_count, struct error *err)
+{
+    return statement_rows(c, id_fill, ID_MAX, (void **)ret_ids, ret_count, err,
+                          "SELECT volume_id FROM layers GROUP BY volume_id HAVING count(*) > 1", "");
 }
 
 int catalogue_layer_hand_over(struct catalogue *c, const char *volume_id, char ret_heir[ID_MAX], struct error *err)
@@ -147,7 +156,7 @@ int catalogue_layer_hand_over(struct catalogue *c, const char *volume_id, char r
         if (r < 0 || use.foreign == 0)
             continue;
         r = statement_row(
-            c, heir_fill, heir, "layer", layers[i].id, err,
+            c, id_fill, heir, "layer", layers[i].id, err,
             "WITH RECURSIVE above(id, volume_id) AS (SELECT id, volume_id FROM layers WHERE parent_id = ?1"
             "  UNION ALL SELECT l.id, l.volume_id FROM layers l JOIN above a ON l.parent_id = a.id)"
             " SELECT volume_id FROM above WHERE volume_id <> ?2 ORDER BY id LIMIT 1",

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "provisioner/node/image_lock.h"
+#include "provisioner/volume/snapshot.h"
 
 void chain_done(struct chain *chain)
 {
@@ -46,6 +47,13 @@ int chain_open(struct manager *m, const struct volume_record *volume, bool read_
     int r = catalogue_layer_chain(m->catalogue, volume->top_layer, &chain.records, &count, err);
     if (r < 0)
         return r;
+    if (merge_give_way(m, chain.records, count, volume->id)) { /* which may have changed it */
+        free(chain.records);
+        chain.records = NULL;
+        r = catalogue_layer_chain(m->catalogue, volume->top_layer, &chain.records, &count, err);
+        if (r < 0)
+            return r;
+    }
     if (count == 0 || count > BLK_LAYERS_MAX)
         return error_set(err, EUCLEAN, "volume '%s' has %zu layers", volume->name, count);
     for (; chain.count < count; chain.count++) {

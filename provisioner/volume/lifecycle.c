@@ -94,25 +94,11 @@ int volume_check_unused(struct manager *m, const struct volume_record *volume, s
     return check_attachments(m, volume, false, true, err);
 }
 
-/* Is the volume's newest job a merge? Then it is told to end. */
-static bool cancel_merge(struct manager *m, const char *job_id)
-{
-    static const struct caller self = {.role = CALLER_ADMIN};
-    struct job_record record = {0};
-    if (catalogue_job_find(m->catalogue, job_id, &record, NULL) < 0)
-        return false;
-    bool merge = strcmp(record.kind, job_volume_merge.name) == 0;
-    job_record_done(&record);
-    if (merge)
-        (void)manager_job_cancel(m, &self, job_id, NULL);
-    return merge;
-}
-
 int volume_check_ready(struct manager *m, const struct volume_record *volume, struct error *err)
 {
     char job[ID_MAX];
     job_find_active(m, volume->id, job);
-    if (job[0] && !cancel_merge(m, job)) {
+    if (job[0] && !merge_cancel(m, volume->id)) {
         (void)error_set(err, EBUSY, "job '%s' on volume '%s' has not ended", job, volume->name);
         (void)error_hint(err, "platter job wait %s", job);
         return error_code(err, "job-running");

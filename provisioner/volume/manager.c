@@ -14,6 +14,7 @@
 #include "common/text.h"
 #include "provisioner/volume/job.h"
 #include "provisioner/volume/server.h"
+#include "provisioner/volume/snapshot.h"
 
 #define WORKERS_DEFAULT 16
 #define WORKERS_LIMIT 256
@@ -116,7 +117,11 @@ static int manager_setup(struct manager *m, const struct manager_options *option
         r = supervisor_start(m, err);
     if (r == 0)
         r = manager_reconcile(m, err);
-    return r < 0 ? r : scheduler_start(m, err);
+    if (r == 0)
+        r = scheduler_start(m, err);
+    if (r == 0)
+        merge_schedule_all(m);
+    return r;
 }
 
 int manager_start(const struct manager_options *options, struct manager **ret_manager, struct error *err)

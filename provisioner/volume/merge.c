@@ -4,13 +4,14 @@
  * it. The child's content is written into the lower file, which then takes the child's name in the pool by one rename, and
  * the child's row its place: whatever referred to the child still finds it.
  *
- * The job can be cancelled until the rename, as any request that needs the volume does (volume_check_ready), and is started
- * again when the volume is free. Before the rename the pair is remembered in the job: a lower file that is missing then means
+ * The job can be cancelled until the rename, as any request that needs the volume does (volume_check_ready) or a clone of it
+ * (merge_give_way), and is started again when the volume is free. Before the rename the pair is remembered in the job: a lower file that is missing then means
  * that the rename was done.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/checked.h"
 #include "common/log.h"
@@ -19,6 +20,7 @@
 #include "provisioner/volume/snapshot.h"
 
 #define COMMIT_LAYERS_MIN 2
+#define GIVE_WAY_TRIES 1500 /* of 20 ms: a worker ends at once, a swap soon */
 
 /* What there is to do: `upper`.id "" = `lower` is not needed and goes. */
 struct work {
@@ -57,9 +59,11 @@ static int find_work(struct manager *m, const char *volume_id, struct work *ret_
         struct layer_use use;
         bool fits = true;
         r = catalogue_layer_use(m->catalogue, &layers[i], &use, err);
-        if (r < 0 || use.tops || use.snapshots || use.foreign || use.children > 1)
+        if (r < 0 || use.tops || use.snapshots || use.busy || use.children > 1)
             continue;
         const struct layer_record *upper = child_of(layers, count, layers[i].id);
+        if (use.children && !upper)
+            continue; /* it is another volume's */
         if (upper)
             r = pair_fits(m, &layers[i], upper, &fits, err);
         if (r == 0 && fits) {
@@ -99,6 +103,47 @@ void merge_schedule(struct manager *m, const char *volume_id)
         return;
     if (job_create(m, &job_volume_merge, &volume, "", &self, json_object(), &job, NULL) == 0)
         (void)job_submit(&job, merge_insert, NULL, &ticket, NULL); /* in use: the end of that use comes here again */
+}
+
+void merge_schedule_all(struct manager *m)
+{
+    CLEANUP_FREE char(*ids)[ID_MAX] = NULL;
+    size_t count = 0;
+    if (catalogue_layer_owners(m->catalogue, &ids, &count, NULL) < 0)
+        return;
+    for (size_t i = 0; i < count; i++)
+        merge_schedule(m, ids[i]);
+}
+
+/* Is the volume's newest job a merge? Then it is told to end. */
+bool merge_cancel(struct manager *m, const char *volume_id)
+{
+    static const struct caller self = {.role = CALLER_ADMIN};
+    char id[ID_MAX];
+    struct job_record record = {0};
+    job_find_active(m, volume_id, id);
+    if (!id[0] || catalogue_job_find(m->catalogue, id, &record, NULL) < 0)
+        return false;
+    bool merge = strcmp(record.kind, job_volume_merge.name) == 0;
+    job_record_done(&record);
+    if (merge)
+        (void)manager_job_cancel(m, &self, id, NULL);
+    return merge;
+}
+
+bool merge_give_way(struct manager *m, const struct layer_record *layers, size_t count, const char *volume_id)
+{
+    const struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
+    bool any = false;
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(layers[i].volume_id, volume_id) == 0)
+            continue;
+        for (unsigned n = 0; n < GIVE_WAY_TRIES && merge_cancel(m, layers[i].volume_id); n++) {
+            any = true;
+            (void)nanosleep(&pause, NULL);
+        }
+    }
+    return any;
 }
 
 /* ---- the step ------------------------------------------------------------------------------------------------ */

@@ -48,7 +48,17 @@ static void schedule_merges(struct manager *m, const struct job *job)
 {
     if (job->kind == &job_volume_merge)
         return;
+    CLEANUP_FREE struct layer_record *layers = NULL;
+    struct volume_record volume = {0};
+    size_t count = 0;
     merge_schedule(m, job->record.volume_id);
+    if (catalogue_volume_find(m->catalogue, job->record.volume_id, &volume, NULL) == 0 &&
+        catalogue_layer_chain(m->catalogue, volume.top_layer, &layers, &count, NULL) < 0)
+        count = 0;
+    for (size_t i = 1; i < count; i++) { /* what a clone stands on */
+        if (strcmp(layers[i].volume_id, layers[i - 1].volume_id) != 0)
+            merge_schedule(m, layers[i].volume_id);
+    }
     if (job_get(job, "heir")[0])
         merge_schedule(m, job_get(job, "heir"));
 }
@@ -73,9 +83,9 @@ static void *worker_main(void *arg)
         (void)pthread_cond_broadcast(&m->jobs_changed); /* younger jobs of the volume */
         (void)pthread_mutex_unlock(&m->jobs_lock);
         if (ended) {
+            schedule_merges(m, job); /* before the answer: whoever has it sees the merge */
             watch_complete(m, job->record.id);
             event_announce(m);
-            schedule_merges(m, job);
         }
         job_free(job);
         (void)pthread_mutex_lock(&m->jobs_lock);

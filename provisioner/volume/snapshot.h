@@ -31,5 +31,12 @@ int step_overlay_image(struct job *job, struct error *err);
 /* Layers that nothing needs any more go, those that only their child needs are merged with it: a job of its own, started when
  * there is something to do and the volume is free. Any thread, outside of transactions. */
 void merge_schedule(struct manager *manager, const char *volume_id);
+/* At start: of every volume. */
+void merge_schedule_all(struct manager *manager);
+/* Cancel the merge that is the volume's newest job; false: there is none. */
+bool merge_cancel(struct manager *manager, const char *volume_id);
+/* A job of `volume_id` needs these layers: merges by the other volumes that own some of them are ended, and waited for.
+ * True when there were any. */
+bool merge_give_way(struct manager *manager, const struct layer_record *layers, size_t count, const char *volume_id);
 
 #endif
