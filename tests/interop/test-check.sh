@@ -159,6 +159,16 @@ qemu-img snapshot -d one bad.qcow2
 agree bad.qcow2 "one snapshot deleted"
 echo "ok: snapshots, bitmaps, compressed clusters"
 
+# A bitmap that lost its table: all bitmaps are given up, and their space is given back.
+cp snap.qcow2 bad.qcow2
+extension=$(LC_ALL=C grep -abo $'\x23\x85\x28\x75' bad.qcow2 | head -n 1 | cut -d: -f1)
+poke bad.qcow2 $(($(be bad.qcow2 $((extension + 24)) 8))) 0x70000000000000
+agree bad.qcow2 "bitmap table nowhere" loose
+ours -r qcow2:bad.qcow2 >/dev/null
+agree bad.qcow2 "bitmap table nowhere, repaired"
+qemu-img check -q bad.qcow2 2>/dev/null && qemu-img compare -q bad.qcow2 snap.qcow2 2>/dev/null || fail "bitmap table nowhere: not repaired"
+echo "ok: a damaged bitmap"
+
 # An image that lost its dirty bit's counts; the corrupt bit goes when nothing is wrong.
 qemu-img create -q -f qcow2 -o lazy_refcounts=on lazy.qcow2 64M
 { qemu-io -c 'write -P 7 1M 3M' -c flush -c abort lazy.qcow2 >/dev/null 2>&1; } 2>/dev/null || true
