@@ -139,6 +139,12 @@ int image_resize(struct image *image, uint64_t size, struct error *err);
  * layer is not empty; -E2BIG: too many layers. */
 int image_snapshot(struct image *image, const struct image_layer *layer, struct error *err);
 
+/* The control thread: `layers` (top first, opened for reading) take the place of all layers below the top, while queues go on
+ * serving: requests wait for a moment. They must read as the old ones did wherever the top holds nothing itself (one of the
+ * old ones was merged into the next), which is not checked. The files are taken over on success only; the old ones are closed
+ * then. After an error the image goes on as it was. */
+int image_rebase(struct image *image, const struct image_layer *layers, size_t count, struct error *err);
+
 /* How long the last successful image_snapshot held requests back, in nanoseconds. The control thread. */
 uint64_t image_snapshot_pause(const struct image *image);
 
