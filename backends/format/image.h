@@ -3,8 +3,8 @@
  * An open block volume: a chain of layers (the top one takes writes, those below are frozen) behind one
  * interface that knows no format.
  *
- * Threads: image_open, image_resize, image_drain_* and image_close belong to one control thread and may block.
- * I/O goes through a `struct image_queue`, one for each loop that serves the image; image_submit runs on that
+ * Threads: image_open, image_resize, image_snapshot, image_rebase, image_drain_* and image_close belong to one control thread
+ * and may block; queues may come and go on their own threads meanwhile. I/O goes through a `struct image_queue`, one for each loop that serves the image; image_submit runs on that
  * loop's thread, never blocks and allocates nothing. Queues work in parallel; reading a mapped cluster takes no
  * lock.
  *
