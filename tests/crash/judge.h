@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One state of a file judged: opened with the engine, read whole, checked and read by the checker of our own, both compared
+ * with each other and with the oracle; some also by qemu-img, and some opened for writing, written and checked again.
+ */
+#ifndef PLATTER_TESTS_CRASH_JUDGE_H
+#define PLATTER_TESTS_CRASH_JUDGE_H
+
+#include "checker.h"
+#include "load.h"
+#include "oracle.h"
+
+struct judge {
+    struct load *load;
+    struct io_loop *loop;
+    struct checker checker;
+    struct memory scratch; /* for states that are written to */
+    uint8_t *content;
+    char message[400];
+    char path[200]; /* of a file for qemu-img; "" = none */
+};
+
+/* `directory` for qemu-img's files; NULL = do without. */
+void judge_create(struct judge *judge, struct load *load, const char *directory);
+void judge_destroy(struct judge *judge);
+
+/* 0, or -1 with `message` filled. All but judge_clean allow leaks. */
+int judge_state(struct judge *judge, struct memory *file, struct oracle *oracle, uint64_t moment);
+/* qemu-img's opinion. */
+int judge_by_qemu(struct judge *judge, const struct memory *file);
+/* A copy is opened for writing, loaded, closed, and judged. */
+int judge_writing(struct judge *judge, const struct memory *file, uint64_t seed);
+/* After the load closed without an error: everything is there and nothing leaked. */
+int judge_clean(struct judge *judge);
+
+#endif
