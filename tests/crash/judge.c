@@ -99,7 +99,7 @@ int judge_state(struct judge *j, struct memory *file, struct oracle *oracle, uin
     if (size < oracle->size_least || size > oracle->size_most)
         return bad(j, "size %llu, not in %llu..%llu", (unsigned long long)size, (unsigned long long)oracle->size_least,
                    (unsigned long long)oracle->size_most);
-    if (oracle_judge(oracle, j->content, 0, (uint32_t)(size / GRANULE), moment) < 0)
+    if (oracle_judge(oracle, j->content, 0, (uint32_t)(size / GRANULE), moment, NULL) < 0)
         return bad(j, "%s", oracle->message);
     return 0;
 }
@@ -196,7 +196,7 @@ int judge_writing(struct judge *j, const struct memory *file, uint64_t seed)
     return r;
 }
 
-int judge_clean(struct judge *j)
+int judge_closed(struct judge *j)
 {
     struct load *load = j->load;
     struct oracle *oracle = load->oracle;
@@ -205,9 +205,15 @@ int judge_clean(struct judge *j)
         return -1;
     if (size != load->size)
         return bad(j, "size %llu instead of %llu", (unsigned long long)size, (unsigned long long)load->size);
-    if (!is_raw(j) && j->checker.leaks)
-        return bad(j, "%llu clusters leaked", (unsigned long long)j->checker.leaks);
-    if (oracle_judge(oracle, j->content, 0, (uint32_t)(size / GRANULE), UINT64_MAX) < 0)
+    if (oracle_judge(oracle, j->content, 0, (uint32_t)(size / GRANULE), UINT64_MAX, NULL) < 0)
         return bad(j, "%s", oracle->message);
     return 0;
+}
+
+int judge_clean(struct judge *j)
+{
+    int r = judge_closed(j);
+    if (r == 0 && !is_raw(j) && j->checker.leaks)
+        r = bad(j, "%llu clusters leaked", (unsigned long long)j->checker.leaks);
+    return r;
 }

@@ -24,13 +24,14 @@ struct judge {
 void judge_create(struct judge *judge, struct load *load, const char *directory);
 void judge_destroy(struct judge *judge);
 
-/* 0, or -1 with `message` filled. All but judge_clean allow leaks. */
+/* 0, or -1 with `message` filled. Leaks are allowed. */
 int judge_state(struct judge *judge, struct memory *file, struct oracle *oracle, uint64_t moment);
 /* qemu-img's opinion. */
 int judge_by_qemu(struct judge *judge, const struct memory *file);
 /* A copy is opened for writing, loaded, closed, and judged. */
 int judge_writing(struct judge *judge, const struct memory *file, uint64_t seed);
-/* After the load closed without an error: everything is there and nothing leaked. */
+/* After the load closed without an error: everything is there; and judge_clean: nothing leaked. */
+int judge_closed(struct judge *judge);
 int judge_clean(struct judge *judge);
 
 #endif

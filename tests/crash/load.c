@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "alloc.h"
 #include "fatal.h"
 #include "oracle.h"
 #include "schedule.h"
@@ -55,7 +56,7 @@ static void step_done(struct image_request *request, int result)
     step->result = result;
     step->ended = trace_now(&load->trace);
     load->in_flight--;
-    for (uint32_t i = step->first; i < step->first + step->count; i++)
+    for (uint32_t i = step->first; step->op != IMAGE_READ && i < step->first + step->count; i++)
         load->busy[i] = false;
     schedule_note((uint64_t)(step - load->steps) << 16 ^ (uint64_t)(int64_t)result);
     if (result != 0 && !load->options.tolerate && !load->wrong) {
@@ -66,13 +67,14 @@ static void step_done(struct image_request *request, int result)
     oracle_succeeded(load->oracle, step);
     if (step->op != IMAGE_READ || result != 0)
         return;
-    if (oracle_judge(load->oracle, step->buffer, step->first, step->count, step->ended) < 0 && !load->wrong) {
+    if (oracle_judge(load->oracle, step->buffer, step->first, step->count, step->ended, step->floors) < 0 &&
+        !load->wrong) {
         load->wrong = true;
         (void)fprintf(stderr, "step %ld read: %s\n", (long)(step - load->steps), load->oracle->message);
     }
 }
 
-/* Granules that no step in flight touches; false when the dice did not find any. Mostly in a few hot places, so that
+/* Granules that no step in flight changes; false when the dice did not find any. Mostly in a few hot places, so that
  * clusters are written, freed and used again. */
 static bool choose_granules(struct load *load, struct step *step)
 {
@@ -88,7 +90,7 @@ static bool choose_granules(struct load *load, struct step *step)
         step->count = granules / 3;
     if (step->first + step->count > granules)
         step->count = granules - step->first;
-    for (uint32_t i = step->first; i < step->first + step->count; i++)
+    for (uint32_t i = step->first; step->op != IMAGE_READ && i < step->first + step->count; i++)
         if (load->busy[i])
             return false;
     return step->count > 0;
@@ -139,12 +141,16 @@ static void step_start(struct load *load)
     if (step->op == IMAGE_WRITE_ZEROES && dice_roll(dice, 2))
         step->request.flags |= IMAGE_MAY_UNMAP;
     if (step->op == IMAGE_WRITE || step->op == IMAGE_READ) {
-        step->buffer = need(malloc((size_t)step->count * GRANULE));
+        step->buffer = own_alloc(NULL, (size_t)step->count * GRANULE);
         cut_buffer(load, step);
+    }
+    if (step->op == IMAGE_READ) {
+        step->floors = own_alloc(NULL, step->count * sizeof(*step->floors));
+        memcpy(step->floors, load->oracle->floor + step->first, step->count * sizeof(*step->floors));
     }
     for (uint32_t i = 0; step->op == IMAGE_WRITE && i < step->count; i++)
         stamp_fill(step->buffer + (size_t)i * GRANULE, load->stamp, step->first + i, load->started + 1);
-    for (uint32_t i = step->first; i < step->first + step->count; i++)
+    for (uint32_t i = step->first; step->op != IMAGE_READ && i < step->first + step->count; i++)
         load->busy[i] = true;
     step->started = trace_now(&load->trace);
     oracle_started(load->oracle, step);
@@ -251,8 +257,10 @@ void load_create(struct load *load, const struct variant *variant, const struct 
 
 void load_destroy(struct load *load)
 {
-    for (unsigned i = 0; i < load->started; i++)
+    for (unsigned i = 0; i < load->started; i++) {
         free(load->steps[i].buffer);
+        free(load->steps[i].floors);
+    }
     free(load->steps);
     free(load->busy);
     oracle_destroy(load->oracle);
@@ -287,8 +295,8 @@ static void run_steps(struct load *load)
         for (unsigned i = dice_roll(&load->dice, 4); i > 0; i--)
             if (load->started < load->options.steps && load->in_flight < DEPTH)
                 step_start(load);
-        if (!load->options.no_resize && load->resize_count < LOAD_RESIZES && dice_roll(&load->dice, 300) == 0 &&
-            load->size + 2 * RESIZE_STEP <= SIZE_MOST)
+        if (load->options.resize_odds && load->resize_count < LOAD_RESIZES &&
+            dice_roll(&load->dice, load->options.resize_odds) == 0 && load->size + 2 * RESIZE_STEP <= SIZE_MOST)
             grow(load);
         schedule_turn(load->loops, LOAD_QUEUES);
     }
@@ -300,14 +308,16 @@ int load_run(struct load *load, struct fault *fault)
     for (unsigned i = 0; i < LOAD_QUEUES; i++)
         MUST(io_loop_create(&(struct io_loop_options){.depth = 32}, &load->loops[i], NULL) == 0);
     schedule_begin(load->options.seed);
-    load->file.fault = fault;
+    load->file.fault = load->below.fault = fault;
+    memory_fault(fault);
     r = open_queues(load);
     if (r == 0)
         run_steps(load);
     for (unsigned i = 0; i < LOAD_QUEUES; i++)
         load->queues[i] = image_queue_destroy(load->queues[i]);
     load->closed = load->image ? image_close(load->image, NULL) : 0;
-    load->file.fault = NULL;
+    load->file.fault = load->below.fault = NULL;
+    memory_fault(NULL);
     load->hash = schedule_hash();
     schedule_end();
     for (unsigned i = 0; i < LOAD_QUEUES; i++)

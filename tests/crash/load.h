@@ -5,7 +5,7 @@
  * its start and end stay for the judgement (oracle.h).
  *
  * Offsets and lengths are multiples of a granule; each written granule carries a stamp: which load, which granule, which
- * step. Steps on one granule never overlap in time, so their order is known.
+ * step. Steps that change one granule never overlap in time, so their order is known; reads overlap with anything.
  */
 #ifndef PLATTER_TESTS_CRASH_LOAD_H
 #define PLATTER_TESTS_CRASH_LOAD_H
@@ -42,6 +42,7 @@ struct step {
     enum image_op op;        /* the engine may change the request's for a while */
     bool fua;
     int result;
+    int32_t *floors; /* reads: the granules' floors at the start */
 };
 
 struct resize {
@@ -52,8 +53,8 @@ struct resize {
 struct load_options {
     uint64_t seed;
     unsigned steps;
-    bool tolerate; /* requests may fail (faults are at work) */
-    bool no_resize;
+    bool tolerate;        /* requests may fail (faults are at work) */
+    unsigned resize_odds; /* one turn in so many begins to grow the image; 0 = none does */
 };
 
 struct load {

@@ -15,7 +15,7 @@
 
 #define MINE_MAX 256u
 
-const char *const fault_names[FAULT_KINDS] = {"EIO", "ENOSPC", "short", "flush"};
+const char *const fault_names[FAULT_KINDS] = {"EIO", "ENOSPC", "short transfer", "flush EIO", "no memory"};
 
 /* Entries of blocking operations under way on this thread: one operation, perhaps in several pieces. */
 static _Thread_local struct {
@@ -25,8 +25,10 @@ static _Thread_local struct {
 
 /* ---- faults ---- */
 
-static bool can_fail(const struct fault *fault, enum io_seam_kind kind)
+static bool can_fail(const struct fault *fault, int kind)
 {
+    if ((kind == FAULT_OF_MEMORY) != (fault->kind == FAULT_MEMORY))
+        return false;
     switch (fault->kind) {
     case FAULT_EIO:
         return kind != SEAM_FLUSH;
@@ -34,13 +36,14 @@ static bool can_fail(const struct fault *fault, enum io_seam_kind kind)
         return kind == SEAM_WRITE || kind == SEAM_ZERO || kind == SEAM_ALLOCATE;
     case FAULT_SHORT:
         return kind == SEAM_WRITE || kind == SEAM_READ;
-    default:
+    case FAULT_FLUSH:
         return kind == SEAM_FLUSH;
+    default:
+        return true;
     }
 }
 
-/* 0, -errno, or for a short transfer the bytes that pass. */
-static int fault_now(struct fault *fault, enum io_seam_kind kind, uint64_t length)
+int fault_now(struct fault *fault, int kind, uint64_t length)
 {
     if (!fault || !can_fail(fault, kind))
         return 0;
@@ -146,6 +149,16 @@ static void end_short(struct memory *m, struct io_loop *loop, struct io_op *op, 
         (void)schedule_real_turn(loop, 100);
 }
 
+/* A write that fails may have done a part. */
+static void fail(struct memory *m, const struct io_op *op, size_t entry)
+{
+    uint64_t length = op->kind == IO_WRITE && m->fault ? dice_roll(&m->fault->dice, (uint32_t)op->length + 1) : 0;
+    if (length)
+        (void)do_write(m, op->iov, op->iovcnt, op->offset, length);
+    if (entry != SIZE_MAX && m->trace)
+        trace_shorten(m->trace, entry, length);
+}
+
 static void end_held(void *context, struct io_loop *loop, struct io_op *op)
 {
     struct memory *m = context;
@@ -158,13 +171,12 @@ static void end_held(void *context, struct io_loop *loop, struct io_op *op)
         end_short(m, loop, op, (unsigned)r);
         return;
     }
-    if (r < 0 && op->kind == IO_WRITE)
-        (void)do_write(m, op->iov, op->iovcnt, op->offset, dice_roll(&m->fault->dice, (uint32_t)op->length + 1));
-    bool failed = r < 0;
-    if (!failed)
+    if (r == 0)
         r = perform(m, op);
-    record_done(m, entry, failed || r < 0);
-    if (plant == PLANT_HIDDEN_ERROR && failed && op->kind == IO_WRITE)
+    if (r < 0)
+        fail(m, op, entry);
+    record_done(m, entry, r < 0);
+    if (plant == PLANT_HIDDEN_ERROR && op->kind == IO_WRITE)
         r = 0;
     io_seam_finish(loop, op, r);
 }
@@ -198,7 +210,10 @@ static int memory_before(struct io_seam *seam, const struct io_seam_event *event
     uint64_t length = r > 0 ? (uint64_t)r : event->length;
     schedule_note(event->offset << 8 | event->kind);
     MUST(mine.count < MINE_MAX);
-    mine.entries[mine.count++] = record(m, event->kind, event, length);
+    size_t entry = record(m, event->kind, event, length);
+    if (r < 0 && entry != SIZE_MAX)
+        trace_shorten(m->trace, entry, 0);
+    mine.entries[mine.count++] = entry;
     schedule_yield();
     return r;
 }

@@ -10,7 +10,7 @@
 #include "dice.h"
 #include "trace.h"
 
-enum fault_kind { FAULT_EIO, FAULT_ENOSPC, FAULT_SHORT, FAULT_FLUSH, FAULT_KINDS };
+enum fault_kind { FAULT_EIO, FAULT_ENOSPC, FAULT_SHORT, FAULT_FLUSH, FAULT_MEMORY, FAULT_KINDS };
 extern const char *const fault_names[FAULT_KINDS];
 
 /* The `at`-th operation that can fail so (counted from 1) does, or all from there on. */
@@ -22,6 +22,12 @@ struct fault {
     bool happened;
     struct dice dice; /* how much of a failing write is done nevertheless */
 };
+
+#define FAULT_OF_MEMORY (-1) /* where a seam's kind is asked for */
+
+/* What happens to an operation of this seam kind: 0 (also for no fault), -errno, or for a short transfer the bytes that
+ * pass. */
+int fault_now(struct fault *fault, int kind, uint64_t length);
 
 struct memory {
     struct io_seam seam; /* first */

@@ -104,7 +104,7 @@ void oracle_to(struct oracle *o, uint64_t moment)
         oracle_succeeded(o, &load->steps[o->by_end[o->covered]]);
     for (unsigned i = 0; i < load->resize_count; i++) {
         const struct resize *resize = &load->resizes[i];
-        if (resize->started <= moment)
+        if (resize->started <= moment && resize->size > o->size_most)
             o->size_most = resize->size;
         if (resize->ended && resize->ended <= moment && resize->result == 0)
             o->size_least = resize->size;
@@ -113,20 +113,19 @@ void oracle_to(struct oracle *o, uint64_t moment)
 
 /* ---- the judgement ---- */
 
-static const char *fault_of(const struct oracle *o, uint32_t granule, int64_t found, uint64_t moment)
+static const char *fault_of(const struct oracle *o, uint32_t granule, int32_t floor, int64_t found, uint64_t moment)
 {
     const struct load *load = o->load;
-    int32_t floor = o->floor[granule];
     if (found == -1)
         return o->zeroed[granule] >= floor ? NULL : "lost: zeros";
     if (found == -2)
         return "torn";
     if (found == -3)
         return "foreign";
+    if (found == 0 && granule >= load->variant->below / GRANULE)
+        return "foreign: the parent's, beyond its end";
     if (found == 0)
-        return granule >= load->variant->below / GRANULE ? "foreign: the parent's, beyond its end"
-               : floor                                   ? "stale: the parent's"
-                                                         : NULL;
+        return floor ? "stale: the parent's" : NULL;
     if (found > load->started)
         return "from the future";
     const struct step *step = &load->steps[found - 1];
@@ -136,16 +135,18 @@ static const char *fault_of(const struct oracle *o, uint32_t granule, int64_t fo
     return found >= floor ? NULL : "stale";
 }
 
-int oracle_judge(struct oracle *o, const uint8_t *content, uint32_t first, uint32_t count, uint64_t moment)
+int oracle_judge(struct oracle *o, const uint8_t *content, uint32_t first, uint32_t count, uint64_t moment,
+                 const int32_t *floor)
 {
+    floor = floor ? floor : o->floor + first;
     for (uint32_t i = 0; i < count; i++) {
         int64_t found = stamp_read(content + (size_t)i * GRANULE, o->load->stamp, first + i);
-        const char *fault = fault_of(o, first + i, found, moment);
+        const char *fault = fault_of(o, first + i, floor[i], found, moment);
         if (!fault)
             continue;
         (void)snprintf(o->message, sizeof(o->message),
                        "guest 0x%llx: %s (step %lld, at least %d is promised, zeros since %d)",
-                       (unsigned long long)(first + i) * GRANULE, fault, (long long)found - 1, o->floor[first + i] - 1,
+                       (unsigned long long)(first + i) * GRANULE, fault, (long long)found - 1, floor[i] - 1,
                        o->zeroed[first + i] - 1);
         return -1;
     }

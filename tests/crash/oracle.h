@@ -32,7 +32,9 @@ void oracle_succeeded(struct oracle *oracle, const struct step *step);
 /* After the load: all that is promised at `moment`. Moments only grow. */
 void oracle_to(struct oracle *oracle, uint64_t moment);
 
-/* 0, or -1 with `message` filled. `content` are granules from `first` on, read at `moment`. */
-int oracle_judge(struct oracle *oracle, const uint8_t *content, uint32_t first, uint32_t count, uint64_t moment);
+/* 0, or -1 with `message` filled. `content` are granules from `first` on, read at `moment`, `floor` their floors when the
+ * reading began (NULL: now). */
+int oracle_judge(struct oracle *oracle, const uint8_t *content, uint32_t first, uint32_t count, uint64_t moment,
+                 const int32_t *floor);
 
 #endif

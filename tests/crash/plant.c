@@ -14,11 +14,9 @@ static const struct {
     const char *name;
     enum plant plant;
 } plants[] = {
-    {"drop-flush", PLANT_DROP_FLUSH},     {"early-done", PLANT_EARLY_DONE},
-    {"hidden-error", PLANT_HIDDEN_ERROR}, {"no-barrier", PLANT_NO_BARRIER},
-    {"no-count", PLANT_NO_COUNT},         {"early-reuse", PLANT_EARLY_REUSE},
-    {"no-grace", PLANT_NO_GRACE},         {"late-punch", PLANT_LATE_PUNCH},
-    {"forget-error", PLANT_FORGET_ERROR}, {"unchecked-memory", PLANT_UNCHECKED_MEMORY},
+    {"drop-flush", PLANT_DROP_FLUSH}, {"early-done", PLANT_EARLY_DONE}, {"hidden-error", PLANT_HIDDEN_ERROR},
+    {"no-barrier", PLANT_NO_BARRIER}, {"no-count", PLANT_NO_COUNT},     {"early-reuse", PLANT_EARLY_REUSE},
+    {"no-grace", PLANT_NO_GRACE},     {"late-punch", PLANT_LATE_PUNCH}, {"forget-error", PLANT_FORGET_ERROR},
 };
 
 bool plant_choose(const char *name)

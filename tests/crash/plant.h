@@ -15,13 +15,12 @@ enum plant {
     PLANT_EARLY_DONE,   /* some writes are reported done before they are issued */
     PLANT_HIDDEN_ERROR, /* an operation that failed says that it did not */
     /* In the engine, by the linker, in plant.c: */
-    PLANT_NO_BARRIER,       /* tables may be written before the data that they point to */
-    PLANT_NO_COUNT,         /* clusters are handed out before their reference counts are durable */
-    PLANT_EARLY_REUSE,      /* freed clusters may be reused before their unlinking is durable */
-    PLANT_NO_GRACE,         /* ... before those who still read them are done */
-    PLANT_LATE_PUNCH,       /* the hole is punched after the cluster may be used again */
-    PLANT_FORGET_ERROR,     /* a failed flush does not fence the image */
-    PLANT_UNCHECKED_MEMORY, /* an allocation that fails is not noticed */
+    PLANT_NO_BARRIER,   /* tables may be written before the data that they point to */
+    PLANT_NO_COUNT,     /* clusters are handed out before their reference counts are durable */
+    PLANT_EARLY_REUSE,  /* freed clusters may be reused before their unlinking is durable */
+    PLANT_NO_GRACE,     /* ... before those who still read them are done */
+    PLANT_LATE_PUNCH,   /* the hole is punched after the cluster may be used again */
+    PLANT_FORGET_ERROR, /* a failed flush does not fence the image */
 };
 
 extern enum plant plant;

@@ -129,7 +129,7 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
     const struct run *run = context;
     uint64_t seed = run->seed + number;
     struct round r = {.dice = {.state = seed}};
-    struct load_options options = {.seed = seed, .steps = STEPS};
+    struct load_options options = {.seed = seed, .steps = STEPS, .resize_odds = 300};
     load_create(&r.load, choose_variant(run->format, seed), &options);
     memory_create(&r.file, FILE_ROOM);
     int result = load_run(&r.load, NULL) < 0 || r.load.wrong ? -1 : 0;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "alloc.h"
 #include "fatal.h"
 #include "memory.h"
 
@@ -37,12 +38,12 @@ size_t trace_issue(struct trace *trace, enum io_seam_kind kind, uint64_t offset,
 {
     if (trace->count == trace->room) {
         trace->room = trace->room ? 2 * trace->room : 1024;
-        trace->entries = need(realloc(trace->entries, trace->room * sizeof(*trace->entries)));
+        trace->entries = own_alloc(trace->entries, trace->room * sizeof(*trace->entries));
     }
     struct trace_entry *entry = &trace->entries[trace->count];
     *entry = (struct trace_entry){.kind = kind, .offset = offset, .length = length, .issued = trace_now(trace)};
     if (kind == SEAM_WRITE) {
-        uint8_t *to = entry->data = need(malloc(length));
+        uint8_t *to = entry->data = own_alloc(NULL, length);
         uint64_t left = length;
         for (unsigned i = 0; i < iovcnt && left; i++) {
             size_t part = iov[i].iov_len < left ? iov[i].iov_len : left;
@@ -74,6 +75,14 @@ void trace_done(struct trace *trace, size_t index, bool failed)
     }
 }
 
+void trace_shorten(struct trace *trace, size_t index, uint64_t length)
+{
+    struct trace_entry *entry = &trace->entries[index];
+    entry->length = length < entry->length ? length : entry->length;
+    if (!entry->length && entry->kind != SEAM_FLUSH)
+        entry->kind = SEAM_WRITE; /* of nothing, also where it was to change the length */
+}
+
 /* ---- the file of a sweep ---- */
 
 static void set_length(struct sweep *sweep, uint64_t length)
@@ -97,7 +106,7 @@ static void touch(struct sweep *sweep, uint64_t offset, uint64_t length)
 }
 
 /* [from, to) of the entry's own bytes. */
-static void apply_part(struct sweep *sweep, const struct trace_entry *entry, uint64_t from, uint64_t to)
+static void apply_bytes(struct sweep *sweep, const struct trace_entry *entry, uint64_t from, uint64_t to)
 {
     if (entry->data) {
         if (entry->offset + to > sweep->length)
@@ -112,6 +121,23 @@ static void apply_part(struct sweep *sweep, const struct trace_entry *entry, uin
         memset(sweep->file->map + entry->offset + from, 0, to - from);
     }
     touch(sweep, entry->offset + from, to - from);
+}
+
+/* The same, but for sectors that something later has changed durably: what a failed flush left in doubt is over there. */
+static void apply_part(struct sweep *sweep, const struct trace_entry *entry, uint64_t from, uint64_t to)
+{
+    if (!entry->doubtful) {
+        apply_bytes(sweep, entry, from, to);
+        return;
+    }
+    size_t index = (size_t)(entry - sweep->trace->entries);
+    for (uint64_t next; from < to; from = next) {
+        uint64_t sector = (entry->offset + from) / SECTOR;
+        next = (sector + 1) * SECTOR - entry->offset;
+        next = next < to ? next : to;
+        if (sweep->newest[sector] <= index)
+            apply_bytes(sweep, entry, from, next);
+    }
 }
 
 static void apply(struct sweep *sweep, const struct trace_entry *entry)
@@ -137,7 +163,7 @@ static void apply(struct sweep *sweep, const struct trace_entry *entry)
 /* Any of its sectors: of the file, not of the operation. */
 static void apply_torn(struct sweep *sweep, const struct trace_entry *entry, struct dice *dice)
 {
-    if (entry->kind == SEAM_TRUNCATE || entry->kind == SEAM_ALLOCATE) {
+    if (entry->kind != SEAM_WRITE && entry->kind != SEAM_DISCARD && entry->kind != SEAM_ZERO) {
         apply(sweep, entry);
         return;
     }
@@ -189,6 +215,7 @@ void sweep_begin(struct sweep *sweep, const struct trace *trace, struct memory *
     *sweep = (struct sweep){.trace = trace, .file = file};
     sweep->durable = need(calloc(1, file->room));
     sweep->pending = need(calloc(trace->count + 1, sizeof(*sweep->pending)));
+    sweep->newest = need(calloc(file->room / SECTOR + 1, sizeof(*sweep->newest)));
     memcpy(sweep->durable, trace->initial, trace->initial_length);
     memory_set_length(file, 0);
     memory_set_length(file, trace->initial_length);
@@ -200,8 +227,17 @@ void sweep_end(struct sweep *sweep)
 {
     free(sweep->durable);
     free(sweep->pending);
+    free(sweep->newest);
     free(sweep->touched);
     *sweep = (struct sweep){0};
+}
+
+static void remember(struct sweep *sweep, const struct trace_entry *entry)
+{
+    if (entry->kind == SEAM_FLUSH || entry->kind == SEAM_TRUNCATE || entry->kind == SEAM_ALLOCATE || !entry->length)
+        return;
+    for (uint64_t s = entry->offset / SECTOR; s <= (entry->offset + entry->length - 1) / SECTOR; s++)
+        sweep->newest[s] = (uint32_t)(entry - sweep->trace->entries) + 1;
 }
 
 void sweep_to(struct sweep *sweep, uint64_t moment)
@@ -222,11 +258,12 @@ void sweep_to(struct sweep *sweep, uint64_t moment)
     size_t left = 0;
     for (size_t i = 0; i < sweep->pending_count; i++) {
         const struct trace_entry *entry = &trace->entries[sweep->pending[i]];
-        bool durable = entry->done && entry->done < covered && !entry->failed && !entry->doubtful;
+        bool durable = entry->kind != SEAM_FLUSH && entry->done && entry->done < covered && !entry->doubtful;
         bool over = entry->kind == SEAM_FLUSH && entry->done && entry->done <= moment;
-        if (durable)
+        if (durable) {
             apply(sweep, entry);
-        else if (!over)
+            remember(sweep, entry);
+        } else if (!over)
             sweep->pending[left++] = sweep->pending[i];
     }
     sweep->pending_count = left;

@@ -25,8 +25,8 @@ struct trace_entry {
     uint64_t offset, length;
     uint8_t *data;         /* writes */
     uint64_t issued, done; /* moments; done 0 = never */
-    bool failed;
-    bool doubtful; /* never durable */
+    bool failed;           /* flushes */
+    bool doubtful;         /* never durable */
 };
 
 struct trace {
@@ -44,6 +44,8 @@ uint64_t trace_now(struct trace *trace);
 size_t trace_issue(struct trace *trace, enum io_seam_kind kind, uint64_t offset, uint64_t length,
                    const struct iovec *iov, unsigned iovcnt);
 void trace_done(struct trace *trace, size_t index, bool failed);
+/* Of a change under way only the first `length` bytes will be made: it fails. */
+void trace_shorten(struct trace *trace, size_t index, uint64_t length);
 
 enum survive { SURVIVE_NONE, SURVIVE_ALL, SURVIVE_SOME, SURVIVE_TORN, SURVIVE_REORDERED, SURVIVE_KINDS };
 extern const char *const survive_names[SURVIVE_KINDS];
@@ -57,6 +59,7 @@ struct sweep {
     uint64_t durable_length, length, lowest_length; /* of the file: now, and the least since the last restore */
     size_t *pending;                                /* indexes of entries, flushes among them */
     size_t pending_count;
+    uint32_t *newest; /* for each sector: the last durable change of it, as index + 1 */
     size_t next;
     uint64_t moment;
     struct {

@@ -32,6 +32,8 @@ static int work(const struct workers *w, struct shared *shared, unsigned index, 
 {
     uint64_t share = w->target / count + (index < w->target % count), done = 0;
     for (uint64_t number = index; done < share && !atomic_load(&shared->found); number += count) {
+        if (w->rounds && number >= w->rounds)
+            break;
         int64_t n = w->round(w->context, number, directory);
         if (n < 0) {
             atomic_store(&shared->found, true);

@@ -12,6 +12,7 @@ struct workers {
     int64_t (*round)(void *context, uint64_t number, const char *directory);
     void *context;
     uint64_t target;  /* rounds go on until so much was done */
+    uint64_t rounds;  /* ... or until there have been so many */
     const char *what; /* "states" */
 };
 
