@@ -185,8 +185,12 @@ static int raw_resize(struct layer *layer, uint64_t size, struct error *err)
     if (r < 0)
         return r;
     r = io_file_truncate(layer->file, size);
-    if (r == 0)
+    if (r == 0) {
         r = io_file_flush(layer->file);
+        /* The kernel tells of lost writes once: no later flush may say that they are there. */
+        if (r < 0)
+            image_fail(layer->image, r);
+    }
     if (r < 0)
         return error_sys(err, r, "resize a raw image to %llu bytes", (unsigned long long)size);
     layer->size = size;
