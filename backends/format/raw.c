@@ -66,6 +66,8 @@ static int raw_open(struct image *image, struct io_file *file, const struct laye
 static int raw_close(struct layer *layer, struct error *err)
 {
     int r = layer->read_only ? 0 : io_file_flush(layer->file);
+    if (r == 0 && !layer->read_only)
+        r = image_failed(layer->image); /* what an earlier flush lost is not there now either */
     free((struct raw *)layer);
     return r < 0 ? error_sys(err, r, "flush a raw image") : 0;
 }

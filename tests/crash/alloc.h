@@ -10,8 +10,8 @@
 
 struct fault;
 
-/* At work from now on; NULL = none. */
-void memory_fault(struct fault *fault);
+/* At work from now on; NULL = none. Returns the one before. */
+struct fault *memory_fault(struct fault *fault);
 
 /* For the harness while faults are at work: realloc that never fails. */
 void *own_alloc(void *old, size_t size);

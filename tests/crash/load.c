@@ -309,7 +309,7 @@ int load_run(struct load *load, struct fault *fault)
         MUST(io_loop_create(&(struct io_loop_options){.depth = 32}, &load->loops[i], NULL) == 0);
     schedule_begin(load->options.seed);
     load->file.fault = load->below.fault = fault;
-    memory_fault(fault);
+    (void)memory_fault(fault);
     r = open_queues(load);
     if (r == 0)
         run_steps(load);
@@ -317,7 +317,7 @@ int load_run(struct load *load, struct fault *fault)
         load->queues[i] = image_queue_destroy(load->queues[i]);
     load->closed = load->image ? image_close(load->image, NULL) : 0;
     load->file.fault = load->below.fault = NULL;
-    memory_fault(NULL);
+    (void)memory_fault(NULL);
     load->hash = schedule_hash();
     schedule_end();
     for (unsigned i = 0; i < LOAD_QUEUES; i++)

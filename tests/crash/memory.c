@@ -9,18 +9,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "alloc.h"
 #include "fatal.h"
 #include "plant.h"
 #include "schedule.h"
 
-#define MINE_MAX 256u
+#define PIECE 64u /* bytes: a write that fails ends at a multiple of it */
 
 const char *const fault_names[FAULT_KINDS] = {"EIO", "ENOSPC", "short transfer", "flush EIO", "no memory"};
 
-/* Entries of blocking operations under way on this thread: one operation, perhaps in several pieces. */
+/* The blocking operation under way on this thread, perhaps in several pieces. */
 static _Thread_local struct {
-    size_t entries[MINE_MAX];
-    unsigned count;
+    bool busy;
+    size_t entry;
+    uint64_t offset;
 } mine;
 
 /* ---- faults ---- */
@@ -152,7 +154,8 @@ static void end_short(struct memory *m, struct io_loop *loop, struct io_op *op, 
 /* A write that fails may have done a part. */
 static void fail(struct memory *m, const struct io_op *op, size_t entry)
 {
-    uint64_t length = op->kind == IO_WRITE && m->fault ? dice_roll(&m->fault->dice, (uint32_t)op->length + 1) : 0;
+    uint64_t length =
+        op->kind == IO_WRITE && m->fault ? dice_roll(&m->fault->dice, (uint32_t)op->length / PIECE + 1) * PIECE : 0;
     if (length)
         (void)do_write(m, op->iov, op->iovcnt, op->offset, length);
     if (entry != SIZE_MAX && m->trace)
@@ -207,13 +210,14 @@ static int memory_before(struct io_seam *seam, const struct io_seam_event *event
     bool grows = event->kind == SEAM_WRITE || event->kind == SEAM_ALLOCATE || event->kind == SEAM_TRUNCATE;
     if (grows && event->offset + event->length > m->room)
         r = -ENOSPC;
-    uint64_t length = r > 0 ? (uint64_t)r : event->length;
     schedule_note(event->offset << 8 | event->kind);
-    MUST(mine.count < MINE_MAX);
-    size_t entry = record(m, event->kind, event, length);
-    if (r < 0 && entry != SIZE_MAX)
-        trace_shorten(m->trace, entry, 0);
-    mine.entries[mine.count++] = entry;
+    if (!mine.busy) {
+        mine.busy = true;
+        mine.entry = record(m, event->kind, event, event->length);
+        mine.offset = event->offset;
+    }
+    if (r < 0 && mine.entry != SIZE_MAX)
+        trace_shorten(m->trace, mine.entry, event->offset - mine.offset);
     schedule_yield();
     return r;
 }
@@ -227,9 +231,8 @@ static int memory_after(struct io_seam *seam, const struct io_seam_event *event,
             m->cut = NULL;
         return result;
     }
-    for (unsigned i = 0; i < mine.count; i++)
-        record_done(m, mine.entries[i], result < 0);
-    mine.count = 0;
+    record_done(m, mine.entry, result < 0);
+    mine.busy = false;
     schedule_yield();
     return result;
 }
@@ -257,8 +260,10 @@ struct io_file *memory_open(struct memory *m, bool writable)
 {
     struct io_file_options options = {.writable = writable, .buffered = true};
     struct io_file *file = NULL;
+    struct fault *fault = memory_fault(NULL);
     MUST(io_file_open(fcntl(m->fd, F_DUPFD_CLOEXEC, 3), &options, &file, NULL) == 0);
     io_file_set_seam(file, &m->seam);
+    (void)memory_fault(fault);
     return file;
 }
 

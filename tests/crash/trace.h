@@ -44,7 +44,7 @@ uint64_t trace_now(struct trace *trace);
 size_t trace_issue(struct trace *trace, enum io_seam_kind kind, uint64_t offset, uint64_t length,
                    const struct iovec *iov, unsigned iovcnt);
 void trace_done(struct trace *trace, size_t index, bool failed);
-/* Of a change under way only the first `length` bytes will be made: it fails. */
+/* Of a change that is under way only the first `length` bytes will be made: it fails. */
 void trace_shorten(struct trace *trace, size_t index, uint64_t length);
 
 enum survive { SURVIVE_NONE, SURVIVE_ALL, SURVIVE_SOME, SURVIVE_TORN, SURVIVE_REORDERED, SURVIVE_KINDS };
