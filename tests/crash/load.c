@@ -10,7 +10,7 @@
 #include "oracle.h"
 #include "schedule.h"
 
-#define DEPTH 6u
+#define DEPTH 8u
 #define KIB UINT64_C(1024)
 #define RESIZE_STEP (64 * KIB)
 

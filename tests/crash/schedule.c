@@ -36,6 +36,7 @@ struct held {
     struct io_op *op;
     void (*end)(void *context, struct io_loop *, struct io_op *);
     void *context;
+    uint64_t not_before; /* turn */
 };
 
 static struct {
@@ -43,7 +44,7 @@ static struct {
     struct held held[HELD_MAX];
     unsigned held_count;
     struct dice dice;
-    uint64_t seed, steps, hash, now_ns;
+    uint64_t seed, steps, turns, hash, now_ns;
 } run;
 
 static _Thread_local struct thread *self;
@@ -146,7 +147,7 @@ void schedule_begin(uint64_t seed)
 {
     run.dice.state = dice_mix(seed);
     run.seed = run.hash = seed;
-    run.steps = 0;
+    run.steps = run.turns = 0;
     run.now_ns = UINT64_C(1000000000);
     self = &run.threads[0];
     self->state = THREAD_READY;
@@ -172,7 +173,10 @@ void schedule_hold(struct io_loop *loop, struct io_op *op, void (*end)(void *con
 {
     if (run.held_count == HELD_MAX)
         stuck("too many operations");
-    run.held[run.held_count++] = (struct held){loop, op, end, context};
+    /* Some take so long that everything else passes them by, reads above all: they hold nobody up. */
+    bool slow = dice_roll(&run.dice, op->kind == IO_READ ? 6 : 40) == 0;
+    uint64_t turns = slow ? dice_roll(&run.dice, op->kind == IO_READ ? 500 : 60) : 0;
+    run.held[run.held_count++] = (struct held){loop, op, end, context, run.turns + turns};
 }
 
 unsigned schedule_held(void)
@@ -184,6 +188,8 @@ static void end_one(void)
 {
     unsigned i = dice_roll(&run.dice, run.held_count);
     struct held held = run.held[i];
+    if (held.not_before > run.turns)
+        return;
     run.held[i] = run.held[--run.held_count];
     schedule_note(held.op->offset << 8 | held.op->kind);
     held.end(held.context, held.loop, held.op);
@@ -192,6 +198,7 @@ static void end_one(void)
 void schedule_turn(struct io_loop *const *loops, unsigned count)
 {
     step();
+    run.turns++;
     run.now_ns += TURN_NS;
     for (unsigned i = dice_roll(&run.dice, 4); i > 0 && run.held_count; i--)
         end_one();
