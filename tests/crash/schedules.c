@@ -61,8 +61,8 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
     if (result < 0)
         (void)fprintf(stderr,
                       "%s: schedule %llu: %s\n  repeat: PLATTER_CRASH_SEED=%llu PLATTER_CRASH_SCHEDULES=1 %s %s\n",
-                      variant->name, (unsigned long long)options.seed, judge.message, (unsigned long long)options.seed,
-                      run->command, variant->name);
+                      variant->name, (unsigned long long)options.seed, judge.message[0] ? judge.message : "see above",
+                      (unsigned long long)options.seed, run->command, variant->name);
     judge_destroy(&judge);
     load_destroy(&load);
     return result < 0 ? -1 : 1;

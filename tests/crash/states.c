@@ -137,9 +137,10 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
     if (result == 0 && (r.load.closed < 0 || judge_clean(&r.judge) < 0))
         result = -1;
     if (result < 0)
-        (void)fprintf(
-            stderr, "%s: the load itself (closed: %d): %s\n  repeat: PLATTER_CRASH_SEED=%llu crash-states %s\n",
-            r.load.variant->name, r.load.closed, r.judge.message, (unsigned long long)seed, r.load.variant->name);
+        (void)fprintf(stderr,
+                      "%s: the load itself (closed: %d): %s\n  repeat: PLATTER_CRASH_SEED=%llu crash-states %s\n",
+                      r.load.variant->name, r.load.closed, r.judge.message[0] ? r.judge.message : "see above",
+                      (unsigned long long)seed, r.load.variant->name);
     if (result == 0)
         result = sweep_load(&r);
     judge_destroy(&r.judge);
