@@ -98,6 +98,8 @@ static int attempt(struct attempt *a)
     load_create(&load, a->variant, &options);
     int ran = load_run(&load, &a->fault);
     int result = judge_run(a, &load, ran);
+    if (result < 0)
+        load_tell(&load);
     load_destroy(&load);
     return result < 0 ? -1 : a->fault.happened;
 }

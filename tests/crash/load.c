@@ -355,3 +355,40 @@ int load_read(struct image *image, struct io_loop *loop, uint8_t *content, uint6
     (void)image_queue_destroy(queue);
     return reading.result;
 }
+
+/* ---- telling ---- */
+
+static void tell_entry(const struct trace_entry *e)
+{
+    static const char *const kinds[] = {"read", "write", "flush", "discard", "zero", "allocate", "truncate"};
+    (void)fprintf(stderr, "%6llu %6llu   file %s 0x%llx + 0x%llx%s%s\n", (unsigned long long)e->issued,
+                  (unsigned long long)e->done, kinds[e->kind], (unsigned long long)e->offset,
+                  (unsigned long long)e->length, e->failed ? " FAILED" : "", e->doubtful ? " in doubt" : "");
+}
+
+static void tell_step(const struct load *load, const struct step *s)
+{
+    static const char *const ops[] = {"read", "write", "write zeroes", "discard", "flush"};
+    (void)fprintf(stderr, "%6llu %6llu step %ld %s%s 0x%llx + 0x%llx: %d\n", (unsigned long long)s->started,
+                  (unsigned long long)s->ended, (long)(s - load->steps), ops[s->op], s->fua ? " FUA" : "",
+                  (unsigned long long)s->first * GRANULE, (unsigned long long)s->count * GRANULE, s->result);
+}
+
+void load_tell(const struct load *load)
+{
+    size_t entry = 0;
+    unsigned step = 0;
+    if (!getenv("PLATTER_CRASH_VERBOSE"))
+        return;
+    while (entry < load->trace.count || step < load->started) {
+        if (step == load->started ||
+            (entry < load->trace.count && load->trace.entries[entry].issued < load->steps[step].started))
+            tell_entry(&load->trace.entries[entry++]);
+        else
+            tell_step(load, &load->steps[step++]);
+    }
+    for (unsigned i = 0; i < load->resize_count; i++)
+        (void)fprintf(stderr, "%6llu %6llu growing to 0x%llx: %d\n", (unsigned long long)load->resizes[i].started,
+                      (unsigned long long)load->resizes[i].ended, (unsigned long long)load->resizes[i].size,
+                      load->resizes[i].result);
+}

@@ -96,6 +96,9 @@ struct image *load_open(struct load *load, struct memory *file, bool read_only, 
 /* Read `size` bytes from the start on a loop of the caller's. 0 or -errno. */
 int load_read(struct image *image, struct io_loop *loop, uint8_t *content, uint64_t size);
 
+/* Where PLATTER_CRASH_VERBOSE is set: all that happened, by moments, to standard error. */
+void load_tell(const struct load *load);
+
 void stamp_fill(uint8_t *to, uint64_t mark, uint64_t granule, uint64_t generation);
 /* The generation, -1 for zeros, -2 torn, -3 foreign. */
 int64_t stamp_read(const uint8_t *from, uint64_t mark, uint64_t granule);

@@ -63,6 +63,8 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
                       "%s: schedule %llu: %s\n  repeat: PLATTER_CRASH_SEED=%llu PLATTER_CRASH_SCHEDULES=1 %s %s\n",
                       variant->name, (unsigned long long)options.seed, judge.message[0] ? judge.message : "see above",
                       (unsigned long long)options.seed, run->command, variant->name);
+    if (result < 0)
+        load_tell(&load);
     judge_destroy(&judge);
     load_destroy(&load);
     return result < 0 ? -1 : 1;

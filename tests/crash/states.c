@@ -143,6 +143,8 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
                       (unsigned long long)seed, r.load.variant->name);
     if (result == 0)
         result = sweep_load(&r);
+    if (result < 0)
+        load_tell(&r.load);
     judge_destroy(&r.judge);
     memory_destroy(&r.file);
     load_destroy(&r.load);
