@@ -238,3 +238,18 @@ int image_probe(struct io_file *file, const char *format, struct image_info *ret
         *ret_info = info;
     return r;
 }
+
+int image_check(struct io_file *file, const char *format, const struct image_check_options *options,
+                struct image_check *ret_check, struct error *err)
+{
+    const struct layer_ops *ops = format_named(format, err);
+    struct image_check check = {0};
+    if (!ops)
+        return -EINVAL;
+    if (options->repair && !file->writable)
+        return error_set(err, EROFS, "an image opened for reading cannot be repaired");
+    int r = ops->check ? ops->check(file, options, &check, err) : 0;
+    if (r == 0)
+        *ret_check = check;
+    return r;
+}

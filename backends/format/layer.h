@@ -46,6 +46,9 @@ struct layer_ops {
 
     int (*create)(struct io_file *file, const struct image_create_options *options, struct error *err);
     int (*probe)(struct io_file *file, struct image_info *ret_info, struct error *err);
+    /* May block. *ret_check comes zeroed. NULL: the format has nothing that could disagree. */
+    int (*check)(struct io_file *file, const struct image_check_options *options, struct image_check *ret_check,
+                 struct error *err);
 };
 
 /* Embedded first in each format's own layer. open() sets size, granularity and discard; the core sets the rest once

@@ -21,6 +21,7 @@ int handle_volume_import(struct request *request, struct error *err);
 int handle_volume_export(struct request *request, struct error *err);
 int handle_volume_get(struct request *request, struct error *err);
 int handle_volume_resize(struct request *request, struct error *err);
+int handle_volume_check(struct request *request, struct error *err);
 int handle_volume_delete(struct request *request, struct error *err);
 
 int handle_attachment_list(struct request *request, struct error *err);

@@ -24,6 +24,7 @@ const struct route routes[] = {
     {"DELETE", "/v1/volumes/{volume}", CALLER_OPERATOR, false, handle_volume_delete, {"wait"}},
     {"POST", "/v1/volumes/{volume}/resize", CALLER_OPERATOR, true, handle_volume_resize, {"wait"}},
     {"POST", "/v1/volumes/{volume}/export", CALLER_OPERATOR, true, handle_volume_export, {"wait"}},
+    {"POST", "/v1/volumes/{volume}/check", CALLER_OPERATOR, true, handle_volume_check, {"wait"}},
     {"GET", "/v1/attachments", CALLER_VIEWER, false, handle_attachment_list, {"volume"}},
     {"POST", "/v1/attachments", CALLER_OPERATOR, true, handle_attachment_create, {"wait"}},
     {"GET", "/v1/attachments/{attachment}", CALLER_VIEWER, false, handle_attachment_get, {NULL}},

@@ -143,6 +143,23 @@ int handle_volume_resize(struct request *request, struct error *err)
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
 }
 
+int handle_volume_check(struct request *request, struct error *err)
+{
+    struct check {
+        bool repair;
+    } check = {0};
+    static const struct member members[] = {
+        {"repair", MEMBER_BOOL, offsetof(struct check, repair), false, NULL, 0},
+        MEMBERS_END,
+    };
+    struct ticket ticket = {0};
+    int r = body_read(request->body, members, &check, err);
+    if (r == 0)
+        r = manager_volume_check(request->manager, &request->caller, request->parameters[0], check.repair, &ticket,
+                                 err);
+    return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
+}
+
 int handle_volume_delete(struct request *request, struct error *err)
 {
     struct ticket ticket = {0};

@@ -20,6 +20,7 @@
 #include "provisioner/blk/blocking.h"
 #include "provisioner/blk/convert.h"
 #include "provisioner/blk/members.h"
+#include "provisioner/blk/worker_check.h"
 
 enum {
     REQUEST_TIMEOUT_MS = 30000,
@@ -255,11 +256,24 @@ static int do_blank(struct worker *w, struct error *err)
     return r;
 }
 
+static int check_progress(void *context, uint64_t done, uint64_t total)
+{
+    struct worker *w = context;
+    return w->progress.report(&w->progress, done, total);
+}
+
+static int do_check(struct worker *w, struct error *err)
+{
+    int r = need_descriptors(w, 1, err);
+    return r < 0 ? r : worker_check(w->request, &w->fds[0], check_progress, w, w->answer, err);
+}
+
 static const struct {
     const char *op;
     int (*run)(struct worker *w, struct error *err);
 } commands[] = {
-    {"create", do_create}, {"probe", do_probe}, {"convert", do_convert}, {"resize", do_resize}, {"blank", do_blank},
+    {"create", do_create}, {"probe", do_probe}, {"convert", do_convert},
+    {"resize", do_resize}, {"blank", do_blank}, {"check", do_check},
 };
 
 static int run_command(struct worker *w, struct error *err)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* platter volume create|import|export|list|show|resize|delete */
+/* platter volume create|import|export|list|show|resize|check|delete */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +7,7 @@
 
 #include "common/cleanup.h"
 #include "common/size.h"
+#include "provisioner/cli/check.h"
 #include "provisioner/cli/confirm.h"
 #include "provisioner/cli/nouns.h"
 #include "provisioner/cli/output.h"
@@ -215,6 +216,11 @@ static const struct value_spec delete_options[] = {
     {NULL},
 };
 
+static const struct value_spec check_options[] = {
+    {"repair", VALUE_FLAG, "repair", "put right what can be"},
+    {NULL},
+};
+
 #define VOLUME_ARGUMENT                                                                                                \
     {                                                                                                                  \
         "VOLUME", VALUE_VOLUME, NULL, "the volume's name or id"                                                        \
@@ -247,6 +253,7 @@ const struct command volume_commands[] = {
      {VOLUME_ARGUMENT, {"SIZE", VALUE_SIZE, "size", "the new size", .optional = true}},
      resize_options,
      volume_resize},
+    {"volume", "check", "Look for damage in a volume's images", {VOLUME_ARGUMENT}, check_options, volume_check},
     {"volume", "delete", "Delete a volume and its data", {VOLUME_ARGUMENT}, delete_options, volume_delete},
     {NULL},
 };

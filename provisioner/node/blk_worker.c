@@ -260,3 +260,27 @@ int blk_worker_blank(const struct blk_worker *worker, const struct blk_layer *la
     json_decref(answer);
     return 0;
 }
+
+int blk_worker_check(const struct blk_worker *worker, int fd, const char *format, bool repair,
+                     struct blk_check *ret_check, struct error *err)
+{
+    json_t *a;
+    int r = run_command(worker, "check", json_pack("{s:s, s:b}", "format", format, "repair", repair), &fd, 1, &a, err);
+    if (r < 0)
+        return r;
+    *ret_check = (struct blk_check){
+        .clusters = get_u64(a, "clusters"),
+        .allocated = get_u64(a, "allocated"),
+        .compressed = get_u64(a, "compressed"),
+        .leaks = get_u64(a, "leaks"),
+        .low_counts = get_u64(a, "low_counts"),
+        .copied_flags = get_u64(a, "copied_flags"),
+        .bad_entries = get_u64(a, "bad_entries"),
+        .double_use = get_u64(a, "double_use"),
+        .repaired = get_u64(a, "repaired"),
+        .dirty = get_bool(a, "dirty"),
+        .corrupt = get_bool(a, "corrupt"),
+    };
+    json_decref(a);
+    return 0;
+}

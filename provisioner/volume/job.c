@@ -19,7 +19,7 @@
 
 static const struct job_kind *const kinds[] = {
     &job_volume_create, &job_volume_import, &job_volume_export, &job_volume_resize, &job_volume_delete,
-    &job_attach_device, &job_attach_mount,  &job_attach_vm,     &job_detach,
+    &job_attach_device, &job_attach_mount,  &job_attach_vm,     &job_detach,        &job_volume_check,
 };
 
 const struct job_kind *job_kind_find(const char *name)

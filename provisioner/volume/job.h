@@ -98,6 +98,6 @@ void crash_point(const char *kind, const char *step, const char *suffix);
 bool crash_point_is(const char *kind, const char *step, const char *suffix);
 
 extern const struct job_kind job_volume_create, job_volume_import, job_volume_export, job_volume_resize,
-    job_volume_delete, job_attach_device, job_attach_mount, job_attach_vm, job_detach;
+    job_volume_delete, job_attach_device, job_attach_mount, job_attach_vm, job_detach, job_volume_check;
 
 #endif

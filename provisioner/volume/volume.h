@@ -152,6 +152,11 @@ int manager_volume_export(struct manager *manager, const struct caller *caller, 
 /* Grow to `size` bytes (rounded up to 4096), online or offline. The same size: existed, no job. */
 int manager_volume_resize(struct manager *manager, const struct caller *caller, const char *name_or_id, uint64_t size,
                           struct ticket *ret_ticket, struct error *err);
+/* Compare the images of a volume with themselves (struct image_check of backends/format), and with `repair` put right what
+ * can be. Refused while attached. The job's result is {volume, repair, layers: [{id, format, and the counters}], leaks,
+ * low_counts, copied_flags, bad_entries, double_use, repaired, errors}; `errors` are left and are not leaks. */
+int manager_volume_check(struct manager *manager, const struct caller *caller, const char *name_or_id, bool repair,
+                         struct ticket *ret_ticket, struct error *err);
 /* Refused while attached. -ENOENT when it is not there. */
 int manager_volume_delete(struct manager *manager, const struct caller *caller, const char *name_or_id,
                           struct ticket *ret_ticket, struct error *err);

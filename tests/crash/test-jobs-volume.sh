@@ -45,6 +45,17 @@ check_size() {
 }
 UNDO_STEPS=
 matrix volume-resize "image record device sidecar filesystem" made resize delete check_size
+# A repair that is interrupted is done after the restart, or not at all: the content stays.
+damaged() {
+    local image block
+    made
+    image=$(find "$PLATTERD_DIR"/pool-default -name 'lay-*.img')
+    block=$((0x$(od -A n -t x1 -j $((0x$(od -A n -t x1 -j 48 -N 8 "$image" | tr -d ' \n'))) -N 8 "$image" | tr -d ' \n')))
+    printf '\0\0\0\2' | dd of="$image" bs=1 seek=$((block + 2 * 6)) conv=notrunc status=none
+}
+repair() { platter volume check v --repair -o name; }
+check_repaired() { check_v; check_import; }
+matrix volume-check check damaged repair delete check_repaired
 delete_v() { platter volume delete v; }
 matrix volume-delete "exclusive files sidecar" made delete_v nothing
 stop_platterd

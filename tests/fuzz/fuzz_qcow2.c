@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The input is a list of changes to a good qcow2 image: fields of the header, of the refcount table and blocks, of L1
 // and L2 tables. The result is probed, opened for reading and for writing, used a little, and closed. No crash, no endless
-// growth of the file; what cannot be opened must say why.
+// growth of the file; what cannot be opened must say why. It is also checked, which must not write, and repaired: what a repair
+// calls clean must be usable and stay clean.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,6 +112,78 @@ static void try_open(const uint8_t *bytes, size_t length, bool writable)
     if (io_file_length(layer.file, &after) == 0 && after > length + GROWTH_MAX)
         abort();
     (void)image_close(image, &err);
+}
+
+static uint64_t errors_of(const struct image_check *k)
+{
+    return k->low_counts + k->copied_flags + k->bad_entries + k->double_use;
+}
+
+static int check(struct io_file *file, bool repair, size_t memory, struct image_check *ret)
+{
+    struct image_check_options options = {.repair = repair, .memory_bytes = memory};
+    struct error err = ERROR_INIT;
+    int r = image_check(file, "qcow2", &options, ret, &err);
+    if (r < 0 && (!err.message[0] || err.errnum != -r))
+        abort();
+    return r;
+}
+
+static bool same_bytes(struct io_file *file, const uint8_t *bytes, size_t length)
+{
+    uint64_t now;
+    uint8_t *copy = malloc(length + 1);
+    bool same = copy && io_file_length(file, &now) == 0 && now == length && io_file_read(file, copy, length, 0) == 0 &&
+                memcmp(copy, bytes, length) == 0;
+    free(copy);
+    return same;
+}
+
+// A clean image is one that can be used and has no errors afterwards. Shared data that lost its other user keeps a "copied"
+// bit that is off: that costs a copy, nothing else. A free of what is shared may leave a leak.
+static void use_repaired(struct io_file *file)
+{
+    struct image *image;
+    struct image_check found;
+    struct io_file *again;
+    int fd = dup(file->fd);
+    struct image_layer layer = {.format = "qcow2", .file = file};
+    if (fd < 0)
+        abort();
+    if (image_open(&layer, 1, &(struct image_options){0}, &image, NULL) < 0) { // names a file below, for one
+        (void)io_file_close(file);
+        (void)close(fd);
+        return;
+    }
+    use(image, true);
+    if (image_close(image, NULL) < 0 ||
+        io_file_open(fd, &(struct io_file_options){.writable = true}, &again, NULL) < 0 ||
+        check(again, false, 0, &found) < 0 || errors_of(&found) - found.copied_flags > 0)
+        abort();
+    (void)io_file_close(again);
+}
+
+static void try_check(const uint8_t *bytes, size_t length, size_t memory)
+{
+    struct image_check found, little, after;
+    uint64_t grown = 0;
+    struct io_file *file = memory_file(bytes, length);
+    int r = check(file, false, 0, &found);
+    if (check(file, false, 4096, &little) != r || (r == 0 && memcmp(&found, &little, sizeof(found)) != 0) ||
+        !same_bytes(file, bytes, length))
+        abort();
+    if (r == 0 && check(file, true, memory, &found) == 0) {
+        if (check(file, false, 0, &after) < 0 ||
+            errors_of(&after) + after.leaks + found.repaired > errors_of(&found) + found.leaks)
+            abort();
+        if (io_file_length(file, &grown) < 0 || grown > 2 * length + 16 * MIB)
+            abort();
+        if (errors_of(&after) + after.leaks == 0) {
+            use_repaired(file);
+            return;
+        }
+    }
+    (void)io_file_close(file);
 }
 
 // A small image with data, zeroes and holes in it.
@@ -240,6 +313,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     (void)io_file_close(file);
     try_open(image, length, false);
     try_open(image, length, true);
+    try_check(image, length, data[1] & 1 ? 4096 : 0);
     free(image);
     return 0;
 }

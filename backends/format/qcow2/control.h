@@ -9,6 +9,11 @@
 int qcow2_create(struct io_file *file, const struct image_create_options *options, struct error *err);
 int qcow2_probe(struct io_file *file, struct image_info *ret_info, struct error *err);
 int qcow2_resize(struct layer *layer, uint64_t size, struct error *err);
+int qcow2_check(struct io_file *file, const struct image_check_options *options, struct image_check *ret_check,
+                struct error *err);
+
+/* Set what follows from q->header: cluster and entry sizes, the layer's size. */
+void qcow2_derive(struct qcow2 *q);
 
 /* At a writable open, before keeper and allocator: make the reference counts of a dirty image what its tables say, then
  * clear the dirty bit, all durable. q->refcounts (replaced), q->l1 and the snapshot bounds must be ready. Code "needs-repair" where

@@ -80,6 +80,8 @@ int header_parse(const uint8_t *buffer, size_t length, struct header *ret_header
 int header_check_features(const struct header *header, struct error *err);
 /* Every table inside a file of `file_length` bytes, aligned, large enough, not over another. Code "corrupt-image". */
 int header_validate(const struct header *header, uint64_t file_length, struct error *err);
+/* The same without the refcount table, which can be made anew from the others. */
+int header_validate_tables(const struct header *header, uint64_t file_length, struct error *err);
 /* Frees what it owns. */
 void header_release(struct header *header);
 

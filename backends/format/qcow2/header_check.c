@@ -107,15 +107,13 @@ static int check_refcount_table(const struct header *h, uint64_t file_length, st
     return 0;
 }
 
-int header_validate(const struct header *h, uint64_t file_length, struct error *err)
+int header_validate_tables(const struct header *h, uint64_t file_length, struct error *err)
 {
     if ((h->incompatible & QCOW2_INCOMPATIBLE_EXTENDED_L2) && h->cluster_bits < 14)
         return corrupt(err, "the clusters are too small for extended L2 entries");
     if (file_length > INT64_MAX)
         return corrupt(err, "the file is too large");
     int r = check_l1(h, file_length, err);
-    if (r == 0)
-        r = check_refcount_table(h, file_length, err);
     if (r < 0 || h->nb_snapshots == 0)
         return r;
     if (h->nb_snapshots > QCOW2_SNAPSHOTS_MAX)
@@ -124,4 +122,10 @@ int header_validate(const struct header *h, uint64_t file_length, struct error *
     if (!table_placed(h, h->snapshots_offset, (uint64_t)h->nb_snapshots * 40, file_length))
         return corrupt(err, "the snapshot table is not inside the file");
     return 0;
+}
+
+int header_validate(const struct header *h, uint64_t file_length, struct error *err)
+{
+    int r = header_validate_tables(h, file_length, err);
+    return r < 0 ? r : check_refcount_table(h, file_length, err);
 }

@@ -32,7 +32,7 @@ static int check_backing(const struct header *h, const struct layer *below, stru
     return 0;
 }
 
-static void derive(struct qcow2 *q)
+void qcow2_derive(struct qcow2 *q)
 {
     const struct header *h = &q->header;
     bool extended = h->incompatible & QCOW2_INCOMPATIBLE_EXTENDED_L2;
@@ -64,7 +64,7 @@ static int read_header(struct qcow2 *q, const struct layer_open_options *options
     r = check_backing(&q->header, options->below, err);
     if (r < 0)
         return r;
-    derive(q);
+    qcow2_derive(q);
     /* Blocks of direct I/O larger than a subcluster: neighbours would overwrite each other. */
     if (q->base.file->direct && q->base.file->offset_align > q->subcluster_size) {
         r = io_file_use_page_cache(q->base.file);
@@ -196,4 +196,5 @@ const struct layer_ops qcow2_layer_ops = {
     .resize = qcow2_resize,
     .create = qcow2_create,
     .probe = qcow2_probe,
+    .check = qcow2_check,
 };
