@@ -14,12 +14,15 @@
 #define IMAGE_QUEUES_MAX 64u
 
 struct image {
-    struct layer **layers; /* 0 = top */
+    /* The chain, 0 = top, with room for IMAGE_LAYERS_MAX. Changed under lock by the control thread (snapshot.c, rebase.c), while the
+     * gate is closed, every queue drained and `builders` 0; so under lock, in a request and as a builder it may be read. */
+    struct layer **layers;
     struct io_file **files;
     size_t count;
     bool read_only;
+    size_t cache_bytes; /* bound for the whole chain */
 
-    /* Changed only while the gate is closed and every queue drained. */
+    /* Changed only while the gate is closed and every queue drained, under lock. */
     uint64_t size;
     uint32_t alignment;
 
@@ -45,6 +48,15 @@ struct image {
     struct image_request *flush_waiting; /* came while it ran */
     struct image_request **flush_waiting_tail;
 
+    /* A change of the chain under way (chain.c), under lock. */
+    unsigned builders; /* threads that create or destroy a queue just now */
+    struct layer *
+        *incoming; /* every queue gets its parts of these; the last one stands over the present top or nothing */
+    size_t incoming_count;
+    unsigned prepare_waiting; /* queues that have not done so, or not undone it */
+    int prepare_result;       /* the first error */
+    uint64_t snapshot_pause;  /* ns: how long the last snapshot held requests */
+
     pthread_mutex_t grace_lock; /* one grace period at a time */
     unsigned grace_waiting;     /* lock: queues that have not passed it */
 };
@@ -53,7 +65,9 @@ struct image_queue {
     struct image *image;
     struct io_loop *loop;
     struct layer_queue *top;
-    struct layer_queue **lqs; /* one for each layer */
+    struct layer_queue **lqs;  /* one for each layer, with room for IMAGE_LAYERS_MAX */
+    struct layer_queue **next; /* of image->incoming, or what has left the chain; the same room */
+    size_t next_count;
 
     /* Loop's thread. Requests in flight are counted by the parity that was current when they started. */
     uint64_t in_flight[2];
@@ -69,15 +83,19 @@ struct image_queue {
     /* Under image->lock. */
     bool drained;       /* reported for this closing of the gate */
     bool grace_pending; /* not yet reported for this grace period */
+    bool prepare_pending;
     bool gate_posted;
     bool grace_posted;
+    bool prepare_posted;
     bool flush_posted;
     struct image_request *flush_ready; /* for flush_task: to be issued, or to be ended */
 
-    bool dead; /* loop's thread: destroyed, the last posted task frees it */
+    bool leaving; /* loop's thread: being destroyed */
+    bool dead;    /* loop's thread: destroyed, the last posted task frees it */
 
     struct io_task gate_task;
     struct io_task grace_task;
+    struct io_task prepare_task;
     struct io_task exclusive_task;
     struct io_task flush_task;
 };
@@ -98,6 +116,11 @@ void queue_start(struct image_queue *queue, struct image_request *request);
 void queue_issue(struct image_queue *queue, struct image_request *request);
 /* The end of a counted request, flushes and all done. */
 void queue_finish(struct image_request *request, int result);
+
+/* Make or undo the queue of one layer, with all that goes with it. */
+int queue_add_layer(struct image_queue *queue, struct layer *layer, struct layer_queue *below,
+                    struct layer_queue **ret_lq, struct error *err);
+void queue_remove_layer(struct image_queue *queue, struct layer_queue *lq);
 
 /* ---- flush.c: loop's thread ---- */
 
@@ -124,6 +147,35 @@ int gate_add_queue(struct image_queue *queue);
 /* Take it out; it is freed by queue_free now or by its last posted task. */
 void gate_remove_queue(struct image_queue *queue);
 void queue_free(struct image_queue *queue);
+/* A posted task of `queue` runs, `posted` its mark: true when the queue is dead, then it is not to be touched. */
+bool gate_task_of_dead(struct image_queue *queue, bool *posted);
+
+/* ---- image.c: control thread ---- */
+
+/* Open one more layer over options->below. It is not yet the image's. */
+int image_open_layer(struct image *image, const struct image_layer *spec, const struct layer_open_options *options,
+                     struct layer **ret_layer, struct error *err);
+/* Half of the cache is the top layer's, the others share the rest. */
+size_t image_cache_share(const struct image *image, size_t count, size_t index);
+/* Under lock, drained: after the top layer or its size changed. */
+void image_update_geometry(struct image *image);
+
+/* ---- chain.c ---- */
+
+/* Any thread: as long as builders are there the chain does not change. */
+void chain_builder_enter(struct image *image);
+void chain_builder_leave(struct image *image);
+/* Under lock, control thread. */
+void chain_wait_for_builders(struct image *image);
+void chain_queue_init(struct image_queue *queue);
+/* Loop's thread, a builder or the prepare task: the queue's parts of image->incoming; undo all that is in `next`. */
+int chain_make_next(struct image_queue *queue, struct error *err);
+void chain_drop_next(struct image_queue *queue);
+/* Under lock: `queue` has done what was asked, or is gone. */
+void chain_report_prepared(struct image_queue *queue, int result);
+/* Control thread, blocks: have every queue make its parts of `layers` (the caller's until the next call), or, with none, undo
+ * what it has in `next`. Returns the first error. */
+int chain_prepare(struct image *image, struct layer **layers, size_t count);
 
 /* ---- formats.c ---- */
 

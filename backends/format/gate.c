@@ -135,13 +135,18 @@ void gate_idle(struct image_queue *queue)
     queue->waited = queue->grace || queue->closing;
 }
 
+static bool any_posted(const struct image_queue *queue)
+{
+    return queue->gate_posted || queue->grace_posted || queue->prepare_posted;
+}
+
 /* A task of a queue that was destroyed: the last one frees it. The image may be gone, and nobody else knows the queue. */
-static bool task_of_dead(struct image_queue *queue, bool *posted)
+bool gate_task_of_dead(struct image_queue *queue, bool *posted)
 {
     if (!queue->dead)
         return false;
     *posted = false;
-    if (!queue->gate_posted && !queue->grace_posted)
+    if (!any_posted(queue))
         queue_free(queue);
     return true;
 }
@@ -150,7 +155,7 @@ static void gate_task_run(struct io_task *task)
 {
     struct image_queue *queue = queue_of(task, gate_task);
     struct image *image = queue->image;
-    if (task_of_dead(queue, &queue->gate_posted))
+    if (gate_task_of_dead(queue, &queue->gate_posted))
         return;
     (void)pthread_mutex_lock(&image->lock);
     queue->gate_posted = false;
@@ -193,7 +198,7 @@ static void grace_task_run(struct io_task *task)
 {
     struct image_queue *queue = queue_of(task, grace_task);
     struct image *image = queue->image;
-    if (task_of_dead(queue, &queue->grace_posted))
+    if (gate_task_of_dead(queue, &queue->grace_posted))
         return;
     (void)pthread_mutex_lock(&image->lock);
     queue->grace_posted = false;
@@ -249,8 +254,9 @@ void gate_remove_queue(struct image_queue *queue)
     }
     report_grace(queue);
     report_drained(queue);
+    chain_report_prepared(queue, 0);
     queue->dead = true;
-    bool last = !queue->gate_posted && !queue->grace_posted;
+    bool last = !any_posted(queue);
     (void)pthread_mutex_unlock(&image->lock);
     if (last)
         queue_free(queue);

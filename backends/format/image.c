@@ -15,53 +15,64 @@
 
 /* ---- opening ---- */
 
-static void update_geometry(struct image *image)
+void image_update_geometry(struct image *image)
 {
     const struct io_file *file = image->files[0];
     image->size = image->layers[0]->size;
     image->alignment = file->direct ? file->offset_align : 1;
 }
 
-/* Half of the cache is the top layer's, the others share the rest. */
-static size_t cache_share(size_t total, size_t count, size_t index)
+size_t image_cache_share(const struct image *image, size_t count, size_t index)
 {
+    size_t total = image->cache_bytes;
     if (count == 1)
         return total;
     return index == 0 ? total / 2 : total / 2 / (count - 1);
 }
 
-static int open_layer(struct image *image, const struct image_layer *spec, size_t index,
-                      const struct image_options *options, struct error *err)
+int image_open_layer(struct image *image, const struct image_layer *spec, const struct layer_open_options *options,
+                     struct layer **ret_layer, struct error *err)
 {
     const struct layer_ops *ops = format_find(spec->format);
-    bool bottom = index + 1 == image->count;
-    size_t cache = options->cache_bytes ? options->cache_bytes : CACHE_BYTES_DEFAULT;
-    struct layer_open_options layer_options = {
-        .read_only = image->read_only || index > 0,
-        .verify_only = options->verify_only,
-        .cache_bytes = cache_share(cache, image->count, index),
-        .below = bottom ? NULL : image->layers[index + 1],
-    };
     if (!ops) {
         (void)error_set(err, EINVAL, "unknown image format '%s'", spec->format);
         (void)error_code(err, "unknown-format");
         return -EINVAL;
     }
-    if (!layer_options.read_only && !spec->file->writable)
+    if (!options->read_only && !spec->file->writable)
         return error_set(err, EROFS, "the top layer's file is not open for writing");
     struct layer *layer;
-    int r = ops->open(image, spec->file, &layer_options, &layer, err);
+    int r = ops->open(image, spec->file, options, &layer, err);
+    if (r < 0)
+        return r;
+    layer->ops = ops;
+    layer->image = image;
+    layer->file = spec->file;
+    layer->below = (struct layer *)options->below;
+    layer->read_only = options->read_only;
+    *ret_layer = layer;
+    return 0;
+}
+
+static int open_layer(struct image *image, const struct image_layer *spec, size_t index,
+                      const struct image_options *image_options, struct error *err)
+{
+    bool bottom = index + 1 == image->count;
+    struct layer_open_options options = {
+        .read_only = image->read_only || index > 0,
+        .verify_only = image_options->verify_only,
+        .alone = image_options->alone,
+        .cache_bytes = image_cache_share(image, image->count, index),
+        .below = bottom ? NULL : image->layers[index + 1],
+    };
+    struct layer *layer;
+    int r = image_open_layer(image, spec, &options, &layer, err);
     if (r < 0) {
         if (image->count > 1)
             (void)error_prefix(err, "layer %zu (%s)", index, spec->format);
         return r;
     }
-    layer->ops = ops;
-    layer->image = image;
-    layer->file = spec->file;
-    layer->below = bottom ? NULL : image->layers[index + 1];
     layer->index = (unsigned)index;
-    layer->read_only = layer_options.read_only;
     image->layers[index] = layer;
     return 0;
 }
@@ -98,8 +109,8 @@ static struct image *image_alloc(size_t count)
     (void)pthread_cond_init(&image->changed, NULL);
     gate_init(image);
     flush_init(image);
-    image->layers = calloc(count, sizeof(struct layer *));
-    image->files = calloc(count, sizeof(struct io_file *));
+    image->layers = calloc(IMAGE_LAYERS_MAX, sizeof(struct layer *));
+    image->files = calloc(IMAGE_LAYERS_MAX, sizeof(struct io_file *));
     if (image->layers && image->files)
         return image;
     image->count = 0;
@@ -112,10 +123,13 @@ int image_open(const struct image_layer *layers, size_t count, const struct imag
 {
     if (count == 0 || count > IMAGE_LAYERS_MAX)
         return error_set(err, EINVAL, "an image has 1 to %u layers, not %zu", IMAGE_LAYERS_MAX, count);
+    if (options->alone && (count > 1 || !options->read_only))
+        return error_set(err, EINVAL, "only one layer can be opened alone, for reading");
     struct image *image = image_alloc(count);
     if (!image)
         return error_sys(err, ENOMEM, "open an image");
     image->read_only = options->read_only || options->verify_only;
+    image->cache_bytes = options->cache_bytes ? options->cache_bytes : CACHE_BYTES_DEFAULT;
     for (size_t i = 0; i < count; i++)
         image->files[i] = layers[i].file;
     for (size_t i = count; i-- > 0;) {
@@ -125,7 +139,7 @@ int image_open(const struct image_layer *layers, size_t count, const struct imag
             return r;
         }
     }
-    update_geometry(image);
+    image_update_geometry(image);
     *ret_image = image;
     return 0;
 }
@@ -139,6 +153,7 @@ int image_close(struct image *image, struct error *err)
 
 void image_geometry(const struct image *image, struct image_geometry *ret_geometry)
 {
+    LOCK_SCOPE(&((struct image *)image)->lock);
     const struct layer *top = image->layers[0];
     *ret_geometry = (struct image_geometry){
         .size = image->size,
@@ -197,8 +212,9 @@ int image_resize(struct image *image, uint64_t size, struct error *err)
     image_drain_begin(image);
     r = top->ops->resize(top, size, err);
     if (r == 0) {
+        LOCK_SCOPE(&image->lock);
         top->size = size;
-        update_geometry(image);
+        image_update_geometry(image);
     }
     image_drain_end(image);
     return r;

@@ -50,6 +50,8 @@ struct image_extent {
 enum {
     IMAGE_EXTENT_ALLOCATED = 1 << 0, /* some layer holds bytes for it (or says zero) */
     IMAGE_EXTENT_ZERO = 1 << 1,      /* reads as zeros without looking at data */
+    IMAGE_EXTENT_ABSENT = 1 << 2, /* with `layers` only, and then alone: none of those layers holds anything, what lies
+                                        below them shows through (zeros, where nothing does) */
 };
 
 struct image_status {
@@ -70,6 +72,7 @@ struct image_request {
     const struct iovec *iov;
     unsigned iovcnt;
     struct image_status *status;
+    uint32_t layers; /* STATUS: ask the upper so many layers only; 0 = all of them */
     /* On the loop's thread, also possible within image_submit. result: 0 or -errno (-EIO, -ENOSPC, -EINVAL out of
      * range, -EROFS, -EOPNOTSUPP). A failed write leaves its range old, new or mixed; nothing else changes. */
     void (*done)(struct image_request *request, int result);
@@ -101,6 +104,8 @@ struct image_options {
     bool read_only;
     size_t cache_bytes; /* bound for cached tables of the whole chain; 0 = default (enough for 256 GiB of 64 KiB
                            clusters at most) */
+    bool alone;         /* with read_only and one layer: open it although it names a layer below. What it leaves to that
+                           one reads as zeros */
     bool verify_only;   /* open checks everything but starts no thread and writes nothing */
 };
 
@@ -133,6 +138,15 @@ int image_resize(struct image *image, uint64_t size, struct error *err);
  * is taken over on success only; after an error the image goes on as it was. -EINVAL: read-only, sizes differ, the new
  * layer is not empty; -E2BIG: too many layers. */
 int image_snapshot(struct image *image, const struct image_layer *layer, struct error *err);
+
+/* The control thread: `layers` (top first, opened for reading) take the place of all layers below the top, while queues go on
+ * serving: requests wait for a moment. They must read as the old ones did wherever the top holds nothing itself (one of the
+ * old ones was merged into the next), which is not checked. The files are taken over on success only; the old ones are closed
+ * then. After an error the image goes on as it was. */
+int image_rebase(struct image *image, const struct image_layer *layers, size_t count, struct error *err);
+
+/* How long the last successful image_snapshot held requests back, in nanoseconds. The control thread. */
+uint64_t image_snapshot_pause(const struct image *image);
 
 /* The control thread: wait until no request is in flight on any queue and hold new ones back, until
  * image_drain_end. Needs the queues' loops to run. Not nested. */

@@ -20,6 +20,7 @@ struct layer_queue;
 struct layer_open_options {
     bool read_only; /* frozen layers always */
     bool verify_only;
+    bool alone; /* what lies below is left out on purpose */
     size_t cache_bytes;
     const struct layer *below; /* NULL = bottom */
 };
@@ -43,6 +44,17 @@ struct layer_ops {
 
     /* Required for writable layers; control thread, image drained; may block. Grows only. */
     int (*resize)(struct layer *layer, uint64_t size, struct error *err);
+
+    /* For layers that a snapshot may freeze; control thread, image drained, a writable layer: everything is written back and
+     * durable, and from then on nothing but reads comes. After an error the layer goes on as it was. */
+    int (*freeze)(struct layer *layer, struct error *err);
+    /* The same thread afterwards, while reads come (NULL = nothing to do): end what only a writer needs, give back what it
+     * had reserved. What fails costs space at most. */
+    void (*retire)(struct layer *layer);
+    /* For layers that may be put on top by a snapshot: does it hold nothing at all? */
+    bool (*is_empty)(const struct layer *layer);
+    /* Control thread, frozen layers; NULL = has no cache: use no more than so many bytes from now on. */
+    void (*limit_cache)(struct layer *layer, size_t bytes);
 
     int (*create)(struct io_file *file, const struct image_create_options *options, struct error *err);
     int (*probe)(struct io_file *file, struct image_info *ret_info, struct error *err);

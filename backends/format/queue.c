@@ -129,17 +129,38 @@ static void queue_done(struct image_request *request, int result)
 void queue_free(struct image_queue *queue)
 {
     free(queue->lqs);
+    free(queue->next);
     free(queue);
+}
+
+int queue_add_layer(struct image_queue *queue, struct layer *layer, struct layer_queue *below,
+                    struct layer_queue **ret_lq, struct error *err)
+{
+    struct layer_queue *lq;
+    int r = layer->ops->queue_create(layer, queue, &lq, err);
+    if (r < 0)
+        return r;
+    lq->layer = layer;
+    lq->queue = queue;
+    lq->below = below;
+    io_loop_register_file(queue->loop, layer->file);
+    *ret_lq = lq;
+    return 0;
+}
+
+void queue_remove_layer(struct image_queue *queue, struct layer_queue *lq)
+{
+    struct io_file *file = lq->layer->file;
+    lq->layer->ops->queue_destroy(lq);
+    io_loop_unregister_file(queue->loop, file);
 }
 
 static void destroy_layer_queues(struct image_queue *queue)
 {
-    struct image *image = queue->image;
-    for (size_t i = 0; i < image->count; i++) {
-        if (queue->lqs[i]) {
-            image->layers[i]->ops->queue_destroy(queue->lqs[i]);
-            io_loop_unregister_file(queue->loop, image->files[i]);
-        }
+    chain_drop_next(queue);
+    for (size_t i = 0; i < queue->image->count; i++) {
+        if (queue->lqs[i])
+            queue_remove_layer(queue, queue->lqs[i]);
     }
 }
 
@@ -147,33 +168,32 @@ static int create_layer_queues(struct image_queue *queue, struct error *err)
 {
     struct image *image = queue->image;
     for (size_t i = image->count; i-- > 0;) {
-        struct layer *layer = image->layers[i];
-        struct layer_queue *lq;
-        int r = layer->ops->queue_create(layer, queue, &lq, err);
+        struct layer_queue *below = i + 1 < image->count ? queue->lqs[i + 1] : NULL;
+        int r = queue_add_layer(queue, image->layers[i], below, &queue->lqs[i], err);
         if (r < 0)
             return r;
-        lq->layer = layer;
-        lq->queue = queue;
-        lq->below = i + 1 < image->count ? queue->lqs[i + 1] : NULL;
-        queue->lqs[i] = lq;
-        io_loop_register_file(queue->loop, image->files[i]);
     }
     queue->top = queue->lqs[0];
-    return 0;
+    return chain_make_next(queue, err);
 }
 
 int image_queue_create(struct image *image, struct io_loop *loop, struct image_queue **ret_queue, struct error *err)
 {
     struct image_queue *queue = calloc(1, sizeof(*queue));
-    if (queue)
-        queue->lqs = calloc(image->count, sizeof(struct layer_queue *));
-    if (!queue || !queue->lqs) {
-        free(queue);
+    if (queue) {
+        queue->lqs = calloc(IMAGE_LAYERS_MAX, sizeof(struct layer_queue *));
+        queue->next = calloc(IMAGE_LAYERS_MAX, sizeof(struct layer_queue *));
+    }
+    if (!queue || !queue->lqs || !queue->next) {
+        if (queue)
+            queue_free(queue);
         return error_sys(err, ENOMEM, "create an image queue");
     }
     queue->image = image;
     queue->loop = loop;
     flush_queue_init(queue);
+    chain_queue_init(queue);
+    chain_builder_enter(image);
     int r = create_layer_queues(queue, err);
     if (r == 0) {
         r = gate_add_queue(queue);
@@ -183,8 +203,10 @@ int image_queue_create(struct image *image, struct io_loop *loop, struct image_q
     if (r < 0) {
         destroy_layer_queues(queue);
         queue_free(queue);
+        chain_builder_leave(image);
         return r;
     }
+    chain_builder_leave(image);
     *ret_queue = queue;
     return 0;
 }
@@ -194,8 +216,12 @@ struct image_queue *image_queue_destroy(struct image_queue *queue)
     if (!queue)
         return NULL;
     assert(queue->in_flight[0] + queue->in_flight[1] == 0 && !queue->parked && !queue->exclusive);
+    struct image *image = queue->image;
+    queue->leaving = true;
+    chain_builder_enter(image);
     destroy_layer_queues(queue);
     gate_remove_queue(queue);
+    chain_builder_leave(image);
     return NULL;
 }
 

@@ -199,6 +199,15 @@ static int raw_resize(struct layer *layer, uint64_t size, struct error *err)
     return 0;
 }
 
+static int raw_freeze(struct layer *layer, struct error *err)
+{
+    int r = io_file_flush(layer->file);
+    if (r == 0)
+        return 0;
+    image_fail(layer->image, r);
+    return error_sys(err, r, "flush a raw image");
+}
+
 static int raw_create(struct io_file *file, const struct image_create_options *options, struct error *err)
 {
     uint64_t length;
@@ -230,6 +239,7 @@ const struct layer_ops raw_layer_ops = {
     .queue_destroy = raw_queue_destroy,
     .submit = raw_submit,
     .resize = raw_resize,
+    .freeze = raw_freeze,
     .create = raw_create,
     .probe = raw_probe,
 };

@@ -103,6 +103,12 @@ int file_take(int *fd, bool writable, struct io_file **ret_file, struct error *e
 int layers_take(const json_t *object, const char *name, int *fds, size_t fd_count, bool writable,
                 struct layer_list *list, struct error *err)
 {
+    return layers_take_writable(object, name, fds, fd_count, writable ? 0 : SIZE_MAX, list, err);
+}
+
+int layers_take_writable(const json_t *object, const char *name, int *fds, size_t fd_count, size_t writable,
+                         struct layer_list *list, struct error *err)
+{
     *list = (struct layer_list){0};
     const json_t *layers = json_object_get(object, name);
     size_t count = json_array_size(layers);
@@ -114,7 +120,7 @@ int layers_take(const json_t *object, const char *name, int *fds, size_t fd_coun
         struct image_layer *layer = &list->layers[i];
         int r = member_required_string(json_array_get(layers, i), "format", 31, &layer->format, err);
         if (r == 0)
-            r = file_take(&fds[i], writable && i == 0, &layer->file, err);
+            r = file_take(&fds[i], i == writable, &layer->file, err);
         if (r < 0) {
             layers_close(list);
             return r;

@@ -37,6 +37,9 @@ struct layer_list {
  * set to -1 in `fds`, also on failure. The formats live as long as `object`. */
 int layers_take(const json_t *object, const char *name, int *fds, size_t fd_count, bool writable,
                 struct layer_list *list, struct error *err);
+/* The same with layer `writable` for writing; SIZE_MAX = none. */
+int layers_take_writable(const json_t *object, const char *name, int *fds, size_t fd_count, size_t writable,
+                         struct layer_list *list, struct error *err);
 /* Close the files that are still in the list. */
 void layers_close(struct layer_list *list);
 /* image_open on the list, which is empty afterwards when it succeeds. */

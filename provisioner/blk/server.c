@@ -23,6 +23,7 @@
 #include "provisioner/blk/blocking.h"
 #include "provisioner/blk/exports.h"
 #include "provisioner/blk/members.h"
+#include "provisioner/blk/snapshot.h"
 
 enum {
     PROTOCOL = 1,
@@ -36,6 +37,7 @@ struct server {
     struct message_socket *connections[CONNECTIONS_MAX]; /* NULL = free */
     struct image *image;                                 /* NULL = none open */
     bool open_failed;
+    struct snapshots snapshots;
     struct exports exports;
     bool ending;
     int exit_status;
@@ -107,6 +109,7 @@ static int do_open(struct server *s, struct call *call, struct error *err)
     struct layer_list list;
     r = layers_take(call->request, "layers", call->fds, call->fd_count, !options.read_only, &list, err);
     if (r == 0) {
+        snapshots_begin(&s->snapshots, &list);
         r = layers_open_image(&list, &options, &s->image, err);
         layers_close(&list);
     }
@@ -149,6 +152,22 @@ static int do_resize(struct server *s, struct call *call, struct error *err)
     return 0;
 }
 
+static int do_snapshot(struct server *s, struct call *call, struct error *err)
+{
+    int r = need_image(s, err);
+    if (r < 0)
+        return r;
+    if (call->fd_count != 1)
+        return error_set(err, EINVAL, "a snapshot takes one descriptor");
+    return snapshots_take(&s->snapshots, s->image, call->request, &call->fds[0], call->answer, err);
+}
+
+static int do_rebase(struct server *s, struct call *call, struct error *err)
+{
+    int r = need_image(s, err);
+    return r < 0 ? r : snapshots_rebase(&s->snapshots, s->image, call->request, call->fds, call->fd_count, err);
+}
+
 static int do_flush(struct server *s, struct call *call, struct error *err)
 {
     (void)call;
@@ -177,8 +196,9 @@ static const struct {
     int (*handle)(struct server *s, struct call *call, struct error *err);
 } requests[] = {
     {"hello", false, do_hello},       {"open", true, do_open},      {"export", true, do_export},
-    {"unexport", false, do_unexport}, {"resize", false, do_resize}, {"flush", false, do_flush},
-    {"stats", false, do_stats},       {"close", false, do_close},
+    {"unexport", false, do_unexport}, {"resize", false, do_resize}, {"snapshot", true, do_snapshot},
+    {"rebase", true, do_rebase},      {"flush", false, do_flush},   {"stats", false, do_stats},
+    {"close", false, do_close},
 };
 
 static int handle(struct server *s, struct call *call, struct error *err)

@@ -175,6 +175,7 @@ static const struct argument_rule argument_rules[] = {
     {"fcntl", 1, WHOLE, F_GETFL},
     {"fcntl", 1, WHOLE, F_SETFL}, /* O_DIRECT, O_NONBLOCK */
     {"fcntl", 1, WHOLE, F_DUPFD_CLOEXEC},
+    {"fcntl", 1, WHOLE, F_OFD_SETLK}, /* a snapshot gives up a writer's locks */
     {"fcntl", 1, WHOLE, F_ADD_SEALS}, /* on shared memory */
     {"fcntl", 1, WHOLE, F_GET_SEALS},
     {"ioctl", 1, WHOLE, FIONREAD},

@@ -18,6 +18,7 @@
 #include "common/log.h"
 #include "common/message.h"
 #include "provisioner/blk/blocking.h"
+#include "provisioner/blk/commit.h"
 #include "provisioner/blk/convert.h"
 #include "provisioner/blk/members.h"
 #include "provisioner/blk/worker_check.h"
@@ -203,6 +204,49 @@ static int do_convert(struct worker *w, struct error *err)
     return r;
 }
 
+/* layers[0] alone, and layers[1] over the rest, for writing. */
+static int open_pair(struct worker *w, struct image **ret_upper, struct image **ret_lower, struct error *err)
+{
+    struct layer_list all, upper = {.count = 1};
+    int r = layers_take_writable(w->request, "layers", w->fds, w->fd_count, 1, &all, err);
+    if (r < 0)
+        return r;
+    if (all.count < 2) {
+        layers_close(&all);
+        return error_set(err, EINVAL, "a commit takes at least two layers");
+    }
+    upper.layers[0] = all.layers[0];
+    memmove(all.layers, all.layers + 1, --all.count * sizeof(all.layers[0]));
+    r = layers_open_image(&upper, &(struct image_options){.read_only = true, .alone = true}, ret_upper, err);
+    if (r == 0) {
+        r = layers_open_image(&all, &(struct image_options){0}, ret_lower, err);
+        if (r < 0)
+            (void)image_close(*ret_upper, NULL);
+    }
+    layers_close(&upper);
+    layers_close(&all);
+    return r;
+}
+
+static int do_commit(struct worker *w, struct error *err)
+{
+    struct image *upper, *lower;
+    uint64_t bytes_per_second, bytes = 0;
+    int r = member_u64(w->request, "bytes_per_second", INT64_MAX, &bytes_per_second, err);
+    if (r == 0)
+        r = open_pair(w, &upper, &lower, err);
+    if (r < 0)
+        return r;
+    r = commit_layer(upper, lower, bytes_per_second, &w->progress, &bytes, err);
+    (void)image_close(upper, NULL); /* only read */
+    int closed = image_close(lower, r == 0 ? err : NULL);
+    if (r == 0)
+        r = closed;
+    if (r == 0 && json_object_set_new(w->answer, "bytes", json_integer((json_int_t)bytes)) < 0)
+        r = error_sys(err, ENOMEM, "answer");
+    return r;
+}
+
 static int do_resize(struct worker *w, struct error *err)
 {
     uint64_t size;
@@ -272,7 +316,7 @@ static const struct {
     const char *op;
     int (*run)(struct worker *w, struct error *err);
 } commands[] = {
-    {"create", do_create}, {"probe", do_probe}, {"convert", do_convert},
+    {"create", do_create}, {"probe", do_probe}, {"convert", do_convert}, {"commit", do_commit},
     {"resize", do_resize}, {"blank", do_blank}, {"check", do_check},
 };
 

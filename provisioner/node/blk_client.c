@@ -40,6 +40,7 @@ struct blk_client {
     int pidfd;
     json_int_t last_id;
     char *path;
+    uint64_t snapshot_pause_us;
 };
 
 /* ---- the socket ---------------------------------------------------------------------------------------------- */
@@ -243,6 +244,32 @@ int blk_unexport(struct blk_client *c, const char *name, struct error *err)
 int blk_resize(struct blk_client *c, uint64_t size, struct error *err)
 {
     return call(c, "resize", json_pack("{s:I}", "size", (json_int_t)size), NULL, 0, DISK_MS, NULL, err);
+}
+
+int blk_snapshot(struct blk_client *c, const char *id, const struct blk_layer *layer, struct error *err)
+{
+    json_t *answer = NULL;
+    json_t *request = json_pack("{s:s, s:s}", "layer_id", id, "format", layer->format);
+    int r = call(c, "snapshot", request, &layer->fd, 1, DISK_MS, &answer, err);
+    if (r < 0)
+        return r;
+    c->snapshot_pause_us = get_u64(answer, "pause_us");
+    (void)drop_answer(answer);
+    return 0;
+}
+
+uint64_t blk_snapshot_pause_us(const struct blk_client *c)
+{
+    return c->snapshot_pause_us;
+}
+
+int blk_rebase(struct blk_client *c, const struct blk_layer *layers, size_t count, struct error *err)
+{
+    int fds[BLK_LAYERS_MAX];
+    if (count == 0 || count >= BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "1 to %d layers can lie below the top", BLK_LAYERS_MAX - 1);
+    json_t *request = json_pack("{s:o}", "layers", blk_layers_pack(layers, count, fds));
+    return call(c, "rebase", request, fds, count, DISK_MS, NULL, err);
 }
 
 int blk_flush(struct blk_client *c, struct error *err)

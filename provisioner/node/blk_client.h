@@ -94,9 +94,18 @@ int blk_export(struct blk_client *client, const struct blk_export *export, int f
 int blk_unexport(struct blk_client *client, const char *name, struct error *err);
 /* Grow the image and tell every export's clients. */
 int blk_resize(struct blk_client *client, uint64_t size, struct error *err);
-/* Freeze the top layer and put `layer` (an empty image over it) on top, under load. `id` names the new top: the same
- * request again is answered with success. */
+/* Freeze the top layer and put `layer` (an empty image over it, with a writer's lock) on top, under load. `id` (at most
+ * 64 bytes) names the new top: the same request again is answered with success. The old top's lock becomes a reader's.
+ * After an error other than -EPIPE and the like the image goes on as it was. */
 int blk_snapshot(struct blk_client *client, const char *id, const struct blk_layer *layer, struct error *err);
+/* For how long the last blk_snapshot of this client held requests back, in microseconds. */
+uint64_t blk_snapshot_pause_us(const struct blk_client *client);
+/* `layers` (top first, each with a reader's lock) take the place of all layers below the top, under load. They must read as
+ * the old ones do wherever the top holds nothing: one of the old ones was merged into the next by blk_worker_commit. That
+ * may run while this server reads both, without a lock on the lower file beyond the server's own, as long as the upper
+ * one's clusters (or subclusters) are whole clusters of the lower one, or that is raw: what it changes there is then covered
+ * by the upper one. The lower layer is opened anew by this call. */
+int blk_rebase(struct blk_client *client, const struct blk_layer *layers, size_t count, struct error *err);
 int blk_flush(struct blk_client *client, struct error *err);
 /* {"exports": [{name, kind, reads, writes, flushes, discards, read_bytes, write_bytes, errors, clients}]}: the
  * caller's reference. */
@@ -121,6 +130,7 @@ struct blk_worker {
     /* Bytes done of total; on the calling thread. NULL = not wanted. */
     void (*progress)(void *context, uint64_t done, uint64_t total);
     void *context;
+    uint64_t bytes_per_second; /* blk_worker_commit: data copied no faster; 0 = no bound */
 };
 
 /* What a new image is to be; as image_create_options of backends/format. Zero = the format's default. */

@@ -245,6 +245,16 @@ int blk_worker_resize(const struct blk_worker *worker, const struct blk_layer *l
     return run_command(worker, "resize", request, fds, count, NULL, err);
 }
 
+int blk_worker_commit(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, struct error *err)
+{
+    int fds[BLK_LAYERS_MAX];
+    if (count < 2 || count > BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "a commit takes 2 to %d layers", BLK_LAYERS_MAX);
+    json_t *request = json_pack("{s:o, s:I}", "layers", blk_layers_pack(layers, count, fds), "bytes_per_second",
+                                (json_int_t)(worker ? worker->bytes_per_second : 0));
+    return run_command(worker, "commit", request, fds, count, NULL, err);
+}
+
 int blk_worker_blank(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, bool *ret_blank,
                      struct error *err)
 {

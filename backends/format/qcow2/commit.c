@@ -101,6 +101,12 @@ struct commit *commit_destroy(struct commit *c)
     return NULL;
 }
 
+void commit_retire(struct commit *c)
+{
+    data_unmap(c->slots, (size_t)COMMIT_SLOTS * c->block);
+    c->slots = NULL;
+}
+
 /* ---- what waits (locked) --------------------------------------------------------------------------------------- */
 
 void commit_need_barrier(struct qcow2 *q)
@@ -138,7 +144,7 @@ bool commit_running(const struct qcow2 *q)
 
 void commit_want(struct qcow2 *q)
 {
-    if (commit_pending(q))
+    if (!q->frozen && commit_pending(q))
         q->commit->wanted = true;
 }
 
@@ -387,7 +393,7 @@ static void poke(struct data_queue *queue, bool force)
     (void)pthread_mutex_lock(&q->lock);
     if (force)
         commit_want(q);
-    bool start = !c->running && (c->waiters || c->wanted);
+    bool start = !q->frozen && !c->running && (c->waiters || c->wanted);
     if (start)
         begin(c, queue);
     (void)pthread_mutex_unlock(&q->lock);
@@ -422,7 +428,7 @@ void commit_soon(struct qcow2 *q)
     struct commit *c = q->commit;
     struct data_queue *queue = q->data->queues;
     commit_want(q);
-    if (!c->wanted || c->running || c->soon_posted || !queue)
+    if (!c->wanted || q->frozen || c->running || c->soon_posted || !queue)
         return;
     c->soon_posted = true;
     c->soon_queue = queue;

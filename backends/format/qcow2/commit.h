@@ -23,6 +23,8 @@ struct data_queue;
 /* Control thread. */
 int commit_create(struct qcow2 *q, struct commit **ret_commit, struct error *err);
 struct commit *commit_destroy(struct commit *commit);
+/* The layer is frozen: no commit comes any more; its memory goes, but for what posted tasks look at. */
+void commit_retire(struct commit *commit);
 
 /* ---- locked */
 /* The commits from now on need the data that was written so far to be durable first. */

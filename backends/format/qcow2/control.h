@@ -20,4 +20,10 @@ void qcow2_derive(struct qcow2 *q);
  * the tables themselves are damaged, or hold what we cannot follow. */
 int qcow2_rebuild(struct qcow2 *q, struct error *err);
 
+/* freeze.c */
+int qcow2_freeze(struct layer *layer, struct error *err);
+void qcow2_retire(struct layer *layer);
+bool qcow2_is_empty(const struct layer *layer);
+void qcow2_limit_cache(struct layer *layer, size_t bytes);
+
 #endif

@@ -96,6 +96,21 @@ void qcow2_data_close(struct qcow2 *q)
     free(d);
 }
 
+/* Edges are copied for writes only. Queues unlink themselves under the lock before they free anything. */
+void qcow2_data_retire(struct qcow2 *q)
+{
+    commit_retire(q->commit);
+    LOCK_SCOPE(&q->lock);
+    for (struct data_queue *queue = q->data->queues; queue; queue = queue->next)
+        (void)madvise(queue->edges, queue->edge_count * queue->edge_size, MADV_DONTNEED);
+}
+
+void qcow2_data_limit(struct qcow2 *q, size_t cache_bytes)
+{
+    LOCK_SCOPE(&q->lock);
+    slice_cache_limit(q->slices, (uint32_t)MAX(cache_bytes / q->slices->size, (size_t)SLICES_MIN));
+}
+
 void data_took(struct qcow2 *q, uint64_t host, uint64_t length)
 {
     struct data *d = q->data;

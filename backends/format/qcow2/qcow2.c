@@ -21,9 +21,10 @@
 
 /* ---- checks -------------------------------------------------------------------------------------------------- */
 
-static int check_backing(const struct header *h, const struct layer *below, struct error *err)
+static int check_backing(const struct header *h, const struct layer_open_options *options, struct error *err)
 {
-    if (h->backing[0] && !below) {
+    const struct layer *below = options->below;
+    if (h->backing[0] && !below && !options->alone) {
         (void)error_set(err, EINVAL, "the image names a backing file, but no layer below was given");
         return error_code(err, "backing-not-given");
     }
@@ -61,7 +62,7 @@ static int read_header(struct qcow2 *q, const struct layer_open_options *options
         (void)error_set(err, EUCLEAN, "the image is marked corrupt: it can be opened for reading only");
         return error_code(err, "corrupt-image");
     }
-    r = check_backing(&q->header, options->below, err);
+    r = check_backing(&q->header, options, err);
     if (r < 0)
         return r;
     qcow2_derive(q);
@@ -194,6 +195,10 @@ const struct layer_ops qcow2_layer_ops = {
     .queue_destroy = qcow2_queue_destroy,
     .submit = qcow2_submit,
     .resize = qcow2_resize,
+    .freeze = qcow2_freeze,
+    .retire = qcow2_retire,
+    .is_empty = qcow2_is_empty,
+    .limit_cache = qcow2_limit_cache,
     .create = qcow2_create,
     .probe = qcow2_probe,
     .check = qcow2_check,

@@ -54,12 +54,16 @@ struct qcow2 {
     uint64_t file_length_at_open; /* bytes: what lies below may hold old content even where the count is 0 */
 
     pthread_mutex_t lock;
-    struct slice_cache *slices;  /* data path */
-    struct commit *commit;       /* data path; NULL when read-only */
-    struct data *data;           /* data path */
-    struct keeper *keeper;       /* NULL when read-only */
-    struct refcounts *refcounts; /* NULL when read-only; keeper thread, or control thread while drained */
-    struct allocator *allocator; /* NULL when read-only */
+    struct slice_cache *slices; /* data path */
+    struct data *data;          /* data path */
+    struct commit *commit;      /* data path; NULL when opened read-only */
+
+    /* Under `lock`: written back for good by a snapshot. Only reads come; nothing is committed, so that what follows may
+     * go while the queues stay. */
+    bool frozen;
+    struct keeper *keeper;       /* NULL when read-only or frozen */
+    struct refcounts *refcounts; /* the same; keeper thread, or control thread while drained */
+    struct allocator *allocator; /* the same */
 };
 
 /* ---- the data path (data.c and its neighbours), called by qcow2.c ------------------------------------------ */
@@ -71,6 +75,10 @@ void qcow2_data_close(struct qcow2 *q);
 /* Blocking commit of everything dirty: control thread at close and at resize (drained), or the keeper when no queue is
  * there. Ends with a flush of the file. */
 int qcow2_commit_blocking(struct qcow2 *q);
+/* Control thread, frozen and no request from before in flight: what only commits and writing need is given back. */
+void qcow2_data_retire(struct qcow2 *q);
+/* Control thread, frozen: hold no more than so many bytes of tables. */
+void qcow2_data_limit(struct qcow2 *q, size_t cache_bytes);
 /* Any thread: have a commit run soon on some queue's loop (for freed clusters that no flush came for). */
 void qcow2_commit_soon(struct qcow2 *q);
 

@@ -36,7 +36,7 @@ int slice_cache_create(uint32_t count, uint32_t size, struct slice_cache **ret_c
     struct slice_cache *cache = calloc(1, sizeof(*cache));
     if (!cache)
         return error_sys(err, ENOMEM, "slice cache");
-    cache->count = count;
+    cache->count = cache->capacity = count;
     cache->size = size;
     cache->words = size / (uint32_t)sizeof(uint64_t);
     cache->hash_bits = 1;
@@ -60,7 +60,7 @@ struct slice_cache *slice_cache_destroy(struct slice_cache *cache)
     if (!cache)
         return NULL;
     if (cache->memory)
-        (void)munmap((void *)cache->memory, (size_t)cache->count * cache->size);
+        (void)munmap((void *)cache->memory, (size_t)cache->capacity * cache->size);
     free((void *)cache->buckets);
     free(cache->slices);
     free(cache);
@@ -188,6 +188,34 @@ void slice_abandon(struct slice_cache *cache, struct slice *slice)
     atomic_store_explicit(&slice->key, UINT64_MAX, memory_order_release);
     slice->state = SLICE_FREE;
     change_end(slice);
+}
+
+/* Readers that hold the slice see that it changed, so its memory may go. False when it is being loaded. */
+static bool give_up(struct slice_cache *cache, struct slice *slice)
+{
+    if (slice->state == SLICE_LOADING)
+        return false;
+    if (slice->state == SLICE_READY) {
+        change_begin(slice);
+        slice_abandon(cache, slice);
+    }
+    return true;
+}
+
+void slice_cache_limit(struct slice_cache *cache, uint32_t count)
+{
+    bool all = true;
+    if (count >= cache->count)
+        return;
+    for (uint32_t i = count; i < cache->used; i++)
+        all = give_up(cache, &cache->slices[i]) && all;
+    cache->count = count;
+    cache->used = MIN(cache->used, count);
+    cache->hand = 0;
+    size_t kept = align_up((size_t)count * cache->size, 4096);
+    size_t whole = (size_t)cache->capacity * cache->size;
+    if (all && kept < whole)
+        (void)madvise((uint8_t *)cache->memory + kept, whole - kept, MADV_DONTNEED);
 }
 
 void slice_mark_dirty(struct slice_cache *cache, struct slice *slice)

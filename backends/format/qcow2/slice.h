@@ -39,7 +39,8 @@ struct slice {
 };
 
 struct slice_cache {
-    uint32_t count, size, words; /* slices; bytes and words of each */
+    uint32_t count, size, words; /* slices in use; bytes and words of each */
+    uint32_t capacity;           /* slices that there is memory for */
     uint32_t used;               /* slices ever claimed */
     uint32_t hand;
     uint32_t hash_bits;
@@ -83,6 +84,10 @@ struct slice *slice_claim(struct slice_cache *cache, uint64_t key);
 void slice_fill(struct slice_cache *cache, struct slice *slice, const void *bytes);
 /* LOADING -> FREE. */
 void slice_abandon(struct slice_cache *cache, struct slice *slice);
+
+/* Use no more than `count` slices (at least 1) from now on. Slices beyond are given up with their memory, unless they are
+ * just being loaded; none may be dirty. */
+void slice_cache_limit(struct slice_cache *cache, uint32_t count);
 
 /* Change `count` words from `index` on (host byte order) and mark the slice dirty. */
 void slice_store(struct slice_cache *cache, struct slice *slice, uint32_t index, const uint64_t *words, uint32_t count);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* IMAGE_STATUS: the states of this layer, and of those below where it holds nothing. */
+/* IMAGE_STATUS: the states of this layer, and of those below where it holds nothing, as deep as was asked. */
 #include <errno.h>
 
 #include "backends/format/qcow2/data.h"
@@ -39,6 +39,7 @@ static bool ask_below(struct chunk *chunk, uint64_t offset, uint64_t length)
         .offset = offset,
         .length = length,
         .status = &chunk->child_status,
+        .layers = chunk->request->layers ? chunk->request->layers - 1 : 0,
         .done = below_done,
         .owner = chunk,
     };
@@ -46,7 +47,22 @@ static bool ask_below(struct chunk *chunk, uint64_t offset, uint64_t length)
     return true;
 }
 
-static uint32_t state_of(enum map_kind kind)
+/* Does the layer below have a say? */
+static bool goes_below(const struct chunk *chunk, uint64_t offset)
+{
+    return chunk->request->layers != 1 && !below_empty(chunk->queue->q, offset);
+}
+
+/* Of a run that this layer leaves to those below, when they have no say. */
+static uint32_t state_of_hole(const struct chunk *chunk)
+{
+    uint32_t layers = chunk->request->layers;
+    /* The layer below is asked too, and too short: whatever lies under it does not show. */
+    bool short_below = layers != 1 && chunk->queue->q->base.below;
+    return layers && !short_below ? IMAGE_EXTENT_ABSENT : IMAGE_EXTENT_ZERO;
+}
+
+static uint32_t state_of(const struct chunk *chunk, enum map_kind kind)
 {
     switch (kind) {
     case MAP_DATA:
@@ -57,7 +73,7 @@ static uint32_t state_of(enum map_kind kind)
     case MAP_BELOW:
         break;
     }
-    return IMAGE_EXTENT_ZERO;
+    return state_of_hole(chunk);
 }
 
 bool status_step(struct chunk *chunk)
@@ -76,10 +92,10 @@ bool status_step(struct chunk *chunk)
             return false;
         if (r < 0)
             return chunk_fail(chunk, r);
-        bool below = mapping.kind == MAP_BELOW && !below_empty(chunk->queue->q, offset);
+        bool below = mapping.kind == MAP_BELOW && goes_below(chunk, offset);
         if (below && ask_below(chunk, offset, mapping.length))
             return false;
-        if (below || !layer_status_add(request->status, mapping.length, state_of(mapping.kind)))
+        if (below || !layer_status_add(request->status, mapping.length, state_of(chunk, mapping.kind)))
             break;
         chunk->skip += mapping.length;
         request->position += mapping.length;

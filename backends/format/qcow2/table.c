@@ -33,7 +33,7 @@ static int victim_wait(struct chunk *chunk)
 {
     struct qcow2 *q = chunk->queue->q;
     int failed = image_failed(q->base.image);
-    if (failed && q->commit) /* nothing will be written any more */
+    if (failed && q->commit && !q->frozen) /* nothing will be written any more */
         return failed;
     if (q->commit)
         commit_want(q);
