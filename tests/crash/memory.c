@@ -206,19 +206,19 @@ static int memory_before(struct io_seam *seam, const struct io_seam_event *event
         m->cut_bytes = 0;
         return bytes;
     }
-    int r = fault_now(m->fault, event->kind, event->length);
     bool grows = event->kind == SEAM_WRITE || event->kind == SEAM_ALLOCATE || event->kind == SEAM_TRUNCATE;
-    if (grows && event->offset + event->length > m->room)
-        r = -ENOSPC;
     schedule_note(event->offset << 8 | event->kind);
     if (!mine.busy) {
         mine.busy = true;
         mine.entry = record(m, event->kind, event, event->length);
         mine.offset = event->offset;
     }
+    schedule_yield();
+    int r = fault_now(m->fault, event->kind, event->length);
+    if (grows && event->offset + event->length > m->room)
+        r = -ENOSPC;
     if (r < 0 && mine.entry != SIZE_MAX)
         trace_shorten(m->trace, mine.entry, event->offset - mine.offset);
-    schedule_yield();
     return r;
 }
 
