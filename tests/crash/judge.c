@@ -196,6 +196,41 @@ int judge_writing(struct judge *j, const struct memory *file, uint64_t seed)
     return r;
 }
 
+/* ---- repair ---- */
+
+int judge_repair(struct judge *j, const struct memory *file)
+{
+    struct image_check_options options = {.repair = true};
+    struct image_check found = {0};
+    struct error err = ERROR_INIT;
+    uint64_t leaks = j->checker.leaks, size;
+    if (is_raw(j))
+        return 0;
+    memory_copy(&j->scratch, file);
+    struct io_file *opened = memory_open(&j->scratch, true);
+    int r = image_check(opened, "qcow2", &options, &found, &err);
+    (void)io_file_close(opened);
+    if (r < 0)
+        return bad(j, "check and repair: %s", err.message);
+    if (found.leaks != leaks || found.low_counts || found.copied_flags || found.bad_entries || found.double_use)
+        return bad(j, "check finds %llu leaks (there are %llu), %llu low counts, %llu flags, %llu entries, %llu shared",
+                   (unsigned long long)found.leaks, (unsigned long long)leaks, (unsigned long long)found.low_counts,
+                   (unsigned long long)found.copied_flags, (unsigned long long)found.bad_entries,
+                   (unsigned long long)found.double_use);
+    uint8_t *expected = need(malloc(j->checker.size));
+    memcpy(expected, j->content, j->checker.size);
+    r = read_state(j, &j->scratch, &size);
+    if (r == 0 && j->checker.leaks)
+        r = bad(j, "%llu leaks after the repair of %llu", (unsigned long long)j->checker.leaks,
+                (unsigned long long)leaks);
+    if (r == 0 && memcmp(expected, j->content, size) != 0)
+        r = bad(j, "the repair changed the content");
+    free(expected);
+    return r;
+}
+
+/* ---- after the load ---- */
+
 int judge_closed(struct judge *j)
 {
     struct load *load = j->load;

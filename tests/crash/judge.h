@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * One state of a file judged: opened with the engine, read whole, checked and read by the checker of our own, both compared
- * with each other and with the oracle; some also by qemu-img, and some opened for writing, written and checked again.
+ * with each other and with the oracle; some also by qemu-img, some by the engine's check and repair, and some opened for
+ * writing, written and checked again.
  */
 #ifndef PLATTER_TESTS_CRASH_JUDGE_H
 #define PLATTER_TESTS_CRASH_JUDGE_H
@@ -30,6 +31,8 @@ int judge_state(struct judge *judge, struct memory *file, struct oracle *oracle,
 int judge_by_qemu(struct judge *judge, const struct memory *file);
 /* A copy is opened for writing, loaded, closed, and judged. */
 int judge_writing(struct judge *judge, const struct memory *file, uint64_t seed);
+/* The engine's own check of a copy agrees with the checker, and repairs it: no leak stays, and the content does. */
+int judge_repair(struct judge *judge, const struct memory *file);
 /* After the load closed without an error: everything is there; and judge_clean: nothing leaked. */
 int judge_closed(struct judge *judge);
 int judge_clean(struct judge *judge);

@@ -18,6 +18,7 @@
 
 #define STEPS 260u
 #define QEMU_EVERY 1000u
+#define REPAIR_EVERY 16u
 #define WRITE_EVERY 64u
 
 struct run {
@@ -53,6 +54,8 @@ static int cut(struct round *r, enum survive survive)
     int result = judge_state(&r->judge, &r->file, &r->oracle, moment);
     if (result == 0 && r->states % QEMU_EVERY == 0)
         result = judge_by_qemu(&r->judge, &r->file);
+    if (result == 0 && r->states % REPAIR_EVERY == 1)
+        result = judge_repair(&r->judge, &r->file);
     if (result == 0 && r->states % WRITE_EVERY == 0)
         result = judge_writing(&r->judge, &r->file, dice);
     if (result < 0)
