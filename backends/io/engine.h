@@ -178,11 +178,9 @@ void *file_buffer(const struct io_file *file, size_t size);
 static inline int file_flushed(struct io_file *file, int result)
 {
     int before = 0;
-    if (unlikely(result < 0))
-        (void)atomic_compare_exchange_strong(&file->flush_error, &before, result);
-    else
-        result = atomic_load(&file->flush_error);
-    return result;
+    if (unlikely(result < 0) && atomic_compare_exchange_strong(&file->flush_error, &before, result))
+        return result;
+    return atomic_load(&file->flush_error);
 }
 
 #endif

@@ -13,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuts.h"
 #include "fatal.h"
-#include "judge.h"
 #include "plant.h"
 #include "workers.h"
 
@@ -45,31 +45,23 @@ static int wrong(const struct attempt *a, const char *when, const char *what)
 /* Power cuts at some moments of the run and at its end. */
 static int judge_cuts(const struct attempt *a, struct load *load, struct judge *judge)
 {
-    struct sweep sweep;
-    struct oracle oracle;
-    struct memory file;
+    struct cuts cuts;
     struct dice dice = {.state = a->fault.at};
     int result = 0;
-    memory_create(&file, FILE_ROOM);
-    sweep_begin(&sweep, &load->trace, &file);
-    oracle_create(&oracle, load);
+    cuts_begin(&cuts, load);
     for (unsigned i = 1; i <= CUTS && result == 0; i++) {
-        uint64_t moment = load->trace.clock * i / CUTS;
-        sweep_to(&sweep, moment);
-        oracle_to(&oracle, moment);
+        cuts_to(&cuts, load->clock * i / CUTS);
         for (unsigned survive = 0; survive < SURVIVE_KINDS && result == 0; survive++) {
             if (i < CUTS && survive != i % SURVIVE_KINDS)
                 continue;
-            sweep_cut(&sweep, (enum survive)survive, &dice);
-            result = judge_state(judge, &file, &oracle, moment);
+            cuts_make(&cuts, (enum survive)survive, &dice);
+            result = judge_state(judge, &cuts.state, &cuts.oracle, cuts.moment);
             if (result < 0)
                 (void)wrong(a, survive_names[survive], judge->message);
-            sweep_restore(&sweep);
+            cuts_restore(&cuts);
         }
     }
-    oracle_destroy(&oracle);
-    sweep_end(&sweep);
-    memory_destroy(&file);
+    cuts_end(&cuts);
     return result;
 }
 
@@ -91,7 +83,8 @@ static int judge_run(const struct attempt *a, struct load *load, int ran)
 static int attempt(struct attempt *a)
 {
     struct load load;
-    struct load_options options = {.seed = a->run->seed, .steps = STEPS, .tolerate = true, .resize_odds = 40};
+    struct load_options options = {
+        .seed = a->run->seed, .steps = STEPS, .tolerate = true, .resize_odds = 40, .snapshot_odds = 40};
     a->fault.seen = 0;
     a->fault.happened = false;
     a->fault.dice.state = a->fault.at;

@@ -167,31 +167,92 @@ static void *resize_main(void *argument)
     struct resize *resize = &load->resizes[load->resize_count - 1];
     resize->result = image_resize(load->image, resize->size, NULL);
     resize->ended = trace_now(&load->trace);
-    load->resizing = false;
+    load->controlling = false;
     return NULL;
 }
 
-static void grow(struct load *load)
+/* Run `main` beside requests. */
+static void control(struct load *load, void *(*main)(void *))
 {
     pthread_t thread;
-    struct resize *resize = &load->resizes[load->resize_count++];
-    *resize = (struct resize){.size = load->size + (1 + dice_roll(&load->dice, 2)) * RESIZE_STEP};
-    resize->started = trace_now(&load->trace);
-    load->resizing = true;
-    MUST(pthread_create(&thread, NULL, resize_main, load) == 0);
-    while (load->resizing) {
-        /* Requests go on meanwhile, below the old size. */
+    load->controlling = true;
+    MUST(pthread_create(&thread, NULL, main, load) == 0);
+    while (load->controlling) {
         if (load->started < load->options.steps && load->in_flight < DEPTH)
             step_start(load);
         schedule_turn(load->loops, LOAD_QUEUES);
     }
     MUST(pthread_join(thread, NULL) == 0);
+}
+
+static void grow(struct load *load)
+{
+    struct resize *resize = &load->resizes[load->resize_count++];
+    *resize = (struct resize){.size = load->size + (1 + dice_roll(&load->dice, 2)) * RESIZE_STEP};
+    resize->started = trace_now(&load->trace);
+    control(load, resize_main);
     if (resize->result == 0)
         load->size = resize->size;
     if (resize->result == 0 || load->options.tolerate || load->wrong)
         return;
     load->wrong = true;
     (void)fprintf(stderr, "growing to %llu: %s\n", (unsigned long long)resize->size, strerror(-resize->result));
+}
+
+/* ---- a snapshot, on a control thread ---- */
+
+static void make_layer(struct memory *file, const char *format, const struct image_create_options *options)
+{
+    struct fault *fault = memory_fault(NULL);
+    struct error err = ERROR_INIT;
+    struct io_file *opened = memory_open(file, true);
+    if (image_create(opened, format, options, &err) < 0)
+        FATAL("create %s: %s", format, err.message);
+    (void)io_file_close(opened);
+    (void)memory_fault(fault);
+}
+
+static void *snapshot_main(void *argument)
+{
+    struct load *load = argument;
+    const struct variant *v = load->variant;
+    struct image_create_options options = {
+        .size = load->size,
+        .cluster_size = v->cluster_size ? v->cluster_size : 4096,
+        .version = v->version,
+        .extended_l2 = v->extended_l2,
+        .backing = "lower",
+        .backing_format = v->format,
+    };
+    struct fault *fault = load->file.fault;
+    load->upper.fault = NULL;
+    make_layer(&load->upper, "qcow2", &options);
+    load->upper.fault = fault;
+    trace_begin(&load->upper_trace, &load->clock, load->upper.map, memory_length(&load->upper));
+    load->upper.trace = &load->upper_trace;
+    load->snapshot.started = trace_now(&load->trace);
+    struct image_layer layer = {"qcow2", memory_open(&load->upper, true)};
+    load->snapshot.result = image_snapshot(load->image, &layer, NULL);
+    if (load->snapshot.result < 0)
+        (void)io_file_close(layer.file);
+    load->snapshot.ended = trace_now(&load->trace);
+    load->controlling = false;
+    return NULL;
+}
+
+static void take_snapshot(struct load *load)
+{
+    control(load, snapshot_main);
+    if (load->snapshot.result == 0 || load->options.tolerate || load->wrong)
+        return;
+    load->wrong = true;
+    (void)fprintf(stderr, "snapshot: %s\n", strerror(-load->snapshot.result));
+}
+
+bool load_has_upper(const struct load *load, uint64_t moment)
+{
+    const struct snapshot *s = &load->snapshot;
+    return s->started && s->started <= moment && !(s->ended <= moment && s->result < 0);
 }
 
 /* ---- the run ---- */
@@ -217,25 +278,25 @@ static void make_image(struct load *load)
         .backing = v->below ? "below.raw" : NULL,
         .backing_format = v->below ? "raw" : NULL,
     };
-    struct error err = ERROR_INIT;
-    struct io_file *file = memory_open(&load->file, true);
-    if (image_create(file, v->format, &options, &err) < 0)
-        FATAL("create %s: %s", v->name, err.message);
-    (void)io_file_close(file);
+    make_layer(&load->file, v->format, &options);
 }
 
-struct image *load_open(struct load *load, struct memory *file, bool read_only, struct error *err)
+struct image *load_open(struct load *load, struct memory *file, struct memory *upper, bool read_only, struct error *err)
 {
-    struct image_layer layers[2] = {{load->variant->format, memory_open(file, !read_only)}, {"raw", NULL}};
+    struct image_layer layers[3];
+    unsigned count = 0;
+    if (upper)
+        layers[count++] = (struct image_layer){"qcow2", memory_open(upper, !read_only)};
+    layers[count++] = (struct image_layer){load->variant->format, memory_open(file, !read_only && !upper)};
+    if (load->variant->below)
+        layers[count++] = (struct image_layer){"raw", memory_open(&load->below, false)};
     /* A small cache: tables are evicted and loaded again. */
     struct image_options options = {.read_only = read_only, .cache_bytes = 16384};
     struct image *image = NULL;
-    if (load->variant->below)
-        layers[1].file = memory_open(&load->below, false);
-    if (image_open(layers, load->variant->below ? 2 : 1, &options, &image, err) == 0)
+    if (image_open(layers, count, &options, &image, err) == 0)
         return image;
-    (void)io_file_close(layers[0].file);
-    (void)io_file_close(layers[1].file);
+    for (unsigned i = 0; i < count; i++)
+        (void)io_file_close(layers[i].file);
     return NULL;
 }
 
@@ -246,10 +307,12 @@ void load_create(struct load *load, const struct variant *variant, const struct 
     load->stamp = dice_mix(options->seed) | 1;
     load->steps = need(calloc(options->steps + 1, sizeof(*load->steps)));
     load->busy = need(calloc(SIZE_MOST / GRANULE, sizeof(bool)));
+    load->clock = 1;
     memory_create(&load->file, FILE_ROOM);
+    memory_create(&load->upper, FILE_ROOM);
     make_below(load);
     make_image(load);
-    trace_begin(&load->trace, load->file.map, memory_length(&load->file));
+    trace_begin(&load->trace, &load->clock, load->file.map, memory_length(&load->file));
     load->file.trace = &load->trace;
     load->oracle = need(malloc(sizeof(*load->oracle)));
     oracle_create(load->oracle, load);
@@ -266,14 +329,16 @@ void load_destroy(struct load *load)
     oracle_destroy(load->oracle);
     free(load->oracle);
     trace_end(&load->trace);
+    trace_end(&load->upper_trace);
     memory_destroy(&load->file);
+    memory_destroy(&load->upper);
     memory_destroy(&load->below);
 }
 
 static int open_queues(struct load *load)
 {
     struct error err = ERROR_INIT;
-    load->image = load_open(load, &load->file, false, &err);
+    load->image = load_open(load, &load->file, NULL, false, &err);
     if (!load->image) {
         if (!load->options.tolerate)
             FATAL("open %s: %s", load->variant->name, err.message);
@@ -298,6 +363,9 @@ static void run_steps(struct load *load)
         if (load->options.resize_odds && load->resize_count < LOAD_RESIZES &&
             dice_roll(&load->dice, load->options.resize_odds) == 0 && load->size + 2 * RESIZE_STEP <= SIZE_MOST)
             grow(load);
+        if (load->options.snapshot_odds && !load->snapshot.started &&
+            dice_roll(&load->dice, load->options.snapshot_odds) == 0)
+            take_snapshot(load);
         schedule_turn(load->loops, LOAD_QUEUES);
     }
 }
@@ -316,7 +384,7 @@ int load_run(struct load *load, struct fault *fault)
     for (unsigned i = 0; i < LOAD_QUEUES; i++)
         load->queues[i] = image_queue_destroy(load->queues[i]);
     load->closed = load->image ? image_close(load->image, NULL) : 0;
-    load->file.fault = load->below.fault = NULL;
+    load->file.fault = load->upper.fault = load->below.fault = NULL;
     (void)memory_fault(NULL);
     load->hash = schedule_hash();
     schedule_end();
@@ -358,11 +426,11 @@ int load_read(struct image *image, struct io_loop *loop, uint8_t *content, uint6
 
 /* ---- telling ---- */
 
-static void tell_entry(const struct trace_entry *e)
+static void tell_entry(const char *file, const struct trace_entry *e)
 {
     static const char *const kinds[] = {"read", "write", "flush", "discard", "zero", "allocate", "truncate"};
-    (void)fprintf(stderr, "%6llu %6llu   file %s 0x%llx + 0x%llx%s%s\n", (unsigned long long)e->issued,
-                  (unsigned long long)e->done, kinds[e->kind], (unsigned long long)e->offset,
+    (void)fprintf(stderr, "%6llu %6llu   %s %s 0x%llx + 0x%llx%s%s\n", (unsigned long long)e->issued,
+                  (unsigned long long)e->done, file, kinds[e->kind], (unsigned long long)e->offset,
                   (unsigned long long)e->length, e->failed ? " FAILED" : "", e->doubtful ? " in doubt" : "");
 }
 
@@ -376,17 +444,22 @@ static void tell_step(const struct load *load, const struct step *s)
 
 void load_tell(const struct load *load)
 {
-    size_t entry = 0;
+    size_t entry = 0, upper = 0;
     unsigned step = 0;
     if (!getenv("PLATTER_CRASH_VERBOSE"))
         return;
     while (entry < load->trace.count || step < load->started) {
         if (step == load->started ||
             (entry < load->trace.count && load->trace.entries[entry].issued < load->steps[step].started))
-            tell_entry(&load->trace.entries[entry++]);
+            tell_entry("file", &load->trace.entries[entry++]);
         else
             tell_step(load, &load->steps[step++]);
     }
+    for (; upper < load->upper_trace.count; upper++)
+        tell_entry("upper", &load->upper_trace.entries[upper]);
+    if (load->snapshot.started)
+        (void)fprintf(stderr, "%6llu %6llu snapshot: %d\n", (unsigned long long)load->snapshot.started,
+                      (unsigned long long)load->snapshot.ended, load->snapshot.result);
     for (unsigned i = 0; i < load->resize_count; i++)
         (void)fprintf(stderr, "%6llu %6llu growing to 0x%llx: %d\n", (unsigned long long)load->resizes[i].started,
                       (unsigned long long)load->resizes[i].ended, (unsigned long long)load->resizes[i].size,

@@ -50,24 +50,34 @@ struct resize {
     int result;
 };
 
+/* One for each load: `upper` is put on top. Those who open the image may take it along from `started` on. */
+struct snapshot {
+    uint64_t started, ended; /* 0 = not */
+    int result;
+};
+
 struct load_options {
     uint64_t seed;
     unsigned steps;
-    bool tolerate;        /* requests may fail (faults are at work) */
-    unsigned resize_odds; /* one turn in so many begins to grow the image; 0 = none does */
+    bool tolerate;          /* requests may fail (faults are at work) */
+    unsigned resize_odds;   /* one turn in so many begins to grow the image; 0 = none does */
+    unsigned snapshot_odds; /* the same for the snapshot */
 };
 
 struct load {
     const struct variant *variant;
     struct load_options options;
-    struct memory file, below;
-    struct trace trace;
+    uint64_t clock;
+    /* The image; after a snapshot it is frozen and `upper` stands above it. The parent, where the variant has one. */
+    struct memory file, upper, below;
+    struct trace trace, upper_trace;
     uint64_t stamp; /* the load's mark */
 
     struct step *steps;
     unsigned started, in_flight;
     struct resize resizes[LOAD_RESIZES];
     unsigned resize_count;
+    struct snapshot snapshot;
     uint64_t size; /* as all requests so far know it */
     int closed;    /* result of image_close */
     uint64_t hash; /* of the schedule */
@@ -80,7 +90,7 @@ struct load {
     struct io_loop *loops[LOAD_QUEUES];
     struct image_queue *queues[LOAD_QUEUES];
     bool *busy;
-    bool resizing;
+    bool controlling; /* a control thread is at work */
 };
 
 void load_create(struct load *load, const struct variant *variant, const struct load_options *options);
@@ -90,8 +100,11 @@ void load_destroy(struct load *load);
  * opening on. 0, or -errno where the image could not even be opened. */
 int load_run(struct load *load, struct fault *fault);
 
-/* Open what `file` holds as the load's image. NULL with `err` filled. */
-struct image *load_open(struct load *load, struct memory *file, bool read_only, struct error *err);
+/* Is `upper` a part of the image at `moment`? */
+bool load_has_upper(const struct load *load, uint64_t moment);
+/* Open what `file` holds as the load's image, below `upper` unless that is NULL. NULL with `err` filled. */
+struct image *load_open(struct load *load, struct memory *file, struct memory *upper, bool read_only,
+                        struct error *err);
 
 /* Read `size` bytes from the start on a loop of the caller's. 0 or -errno. */
 int load_read(struct image *image, struct io_loop *loop, uint8_t *content, uint64_t size);

@@ -184,11 +184,15 @@ unsigned schedule_held(void)
     return run.held_count;
 }
 
-static void end_one(void)
+/* One of those loops, which are the calling thread's. */
+static void end_one(struct io_loop *const *loops, unsigned count)
 {
     unsigned i = dice_roll(&run.dice, run.held_count);
     struct held held = run.held[i];
-    if (held.not_before > run.turns)
+    bool own = false;
+    for (unsigned l = 0; l < count; l++)
+        own |= loops[l] == held.loop;
+    if (!own || held.not_before > run.turns)
         return;
     run.held[i] = run.held[--run.held_count];
     schedule_note(held.op->offset << 8 | held.op->kind);
@@ -201,7 +205,7 @@ void schedule_turn(struct io_loop *const *loops, unsigned count)
     run.turns++;
     run.now_ns += TURN_NS;
     for (unsigned i = dice_roll(&run.dice, 4); i > 0 && run.held_count; i--)
-        end_one();
+        end_one(loops, count);
     schedule_yield();
     unsigned first = dice_roll(&run.dice, count);
     for (unsigned i = 0; i < count; i++)

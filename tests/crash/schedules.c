@@ -43,7 +43,8 @@ static bool repeats(const struct load *load)
 static int64_t round_run(void *context, uint64_t number, const char *directory)
 {
     const struct run *run = context;
-    struct load_options options = {.seed = run->seed + number, .steps = STEPS, .resize_odds = 300};
+    struct load_options options = {
+        .seed = run->seed + number, .steps = STEPS, .resize_odds = 300, .snapshot_odds = 300};
     const struct variant *variant = run->variant ? run->variant : &variants[options.seed % variants_count];
     struct load load;
     struct judge judge;
@@ -53,7 +54,7 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
     if (result == 0)
         result = judge_clean(&judge);
     if (result == 0 && number % TWICE_EVERY == 0)
-        result = judge_by_qemu(&judge, &load.file);
+        result = judge_final_by_qemu(&judge);
     if (result == 0 && number % TWICE_EVERY == 0 && !repeats(&load)) {
         (void)snprintf(judge.message, sizeof(judge.message), "the same seed did something else");
         result = -1;

@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuts.h"
 #include "fatal.h"
-#include "judge.h"
 #include "plant.h"
 #include "workers.h"
 
@@ -29,9 +29,7 @@ struct run {
 struct round {
     struct load load;
     struct judge judge;
-    struct sweep sweep;
-    struct oracle oracle;
-    struct memory file;
+    struct cuts cuts;
     struct dice dice;
     uint64_t states;
 };
@@ -48,24 +46,25 @@ static const struct variant *choose_variant(const char *format, uint64_t seed)
 
 static int cut(struct round *r, enum survive survive)
 {
-    uint64_t dice = r->dice.state, moment = r->sweep.moment;
-    sweep_cut(&r->sweep, survive, &r->dice);
+    uint64_t dice = r->dice.state, moment = r->cuts.moment;
+    const struct state *state = &r->cuts.state;
+    cuts_make(&r->cuts, survive, &r->dice);
     r->states++;
-    int result = judge_state(&r->judge, &r->file, &r->oracle, moment);
+    int result = judge_state(&r->judge, state, &r->cuts.oracle, moment);
     if (result == 0 && r->states % QEMU_EVERY == 0)
-        result = judge_by_qemu(&r->judge, &r->file);
+        result = judge_by_qemu(&r->judge, state);
     if (result == 0 && r->states % REPAIR_EVERY == 1)
-        result = judge_repair(&r->judge, &r->file);
+        result = judge_repair(&r->judge, state);
     if (result == 0 && r->states % WRITE_EVERY == 0)
-        result = judge_writing(&r->judge, &r->file, dice);
+        result = judge_writing(&r->judge, state, dice);
     if (result < 0)
         (void)fprintf(stderr,
                       "%s: cut at moment %llu of %llu, survive: %s: %s\n  repeat: PLATTER_CRASH_SEED=%llu "
                       "PLATTER_CRASH_STATES=1 crash-states %s\n",
-                      r->load.variant->name, (unsigned long long)moment, (unsigned long long)r->load.trace.clock,
+                      r->load.variant->name, (unsigned long long)moment, (unsigned long long)r->load.clock,
                       survive_names[survive], r->judge.message, (unsigned long long)r->load.options.seed,
                       r->load.variant->name);
-    sweep_restore(&r->sweep);
+    cuts_restore(&r->cuts);
     return result;
 }
 
@@ -73,13 +72,12 @@ static int cut(struct round *r, enum survive survive)
 static int cut_at(struct round *r, uint64_t moment, bool issued)
 {
     static const enum survive between[] = {SURVIVE_SOME, SURVIVE_TORN, SURVIVE_REORDERED};
-    sweep_to(&r->sweep, moment);
-    oracle_to(&r->oracle, moment);
+    cuts_to(&r->cuts, moment);
     if (issued && cut(r, SURVIVE_ALL) < 0)
         return -1;
     if (!issued && cut(r, SURVIVE_NONE) < 0)
         return -1;
-    if (sweep_open(&r->sweep) == 0)
+    if (cuts_open(&r->cuts) == 0)
         return 0;
     return cut(r, between[dice_roll(&r->dice, 3)]);
 }
@@ -93,14 +91,21 @@ static int by_moment(const void *left, const void *right)
 /* Moments in order, twice the number with the lowest bit set where an operation was issued. */
 static size_t list_moments(const struct load *load, uint64_t **ret_moments)
 {
-    uint64_t *moments = need(calloc(2 * load->trace.count + load->started + LOAD_RESIZES, sizeof(*moments)));
-    size_t count = 0;
-    for (size_t i = 0; i < load->trace.count; i++) {
-        const struct trace_entry *entry = &load->trace.entries[i];
-        if (entry->kind != SEAM_FLUSH)
-            moments[count++] = entry->issued << 1 | 1;
-        else if (entry->done)
-            moments[count++] = entry->done << 1;
+    const struct trace *traces[] = {&load->trace, &load->upper_trace};
+    size_t most = load->trace.count + load->upper_trace.count + load->started + LOAD_RESIZES + 2, count = 0;
+    uint64_t *moments = need(calloc(most, sizeof(*moments)));
+    for (unsigned t = 0; t < 2; t++) {
+        for (size_t i = 0; i < traces[t]->count; i++) {
+            const struct trace_entry *entry = &traces[t]->entries[i];
+            if (entry->kind != SEAM_FLUSH)
+                moments[count++] = entry->issued << 1 | 1;
+            else if (entry->done)
+                moments[count++] = entry->done << 1;
+        }
+    }
+    if (load->snapshot.started) {
+        moments[count++] = load->snapshot.started << 1;
+        moments[count++] = load->snapshot.ended << 1;
     }
     for (unsigned i = 0; i < load->started; i++)
         if (load->steps[i].ended && (load->steps[i].op == IMAGE_FLUSH || load->steps[i].fua))
@@ -117,12 +122,10 @@ static int sweep_load(struct round *r)
     uint64_t *moments;
     size_t count = list_moments(&r->load, &moments);
     int result = 0;
-    sweep_begin(&r->sweep, &r->load.trace, &r->file);
-    oracle_create(&r->oracle, &r->load);
+    cuts_begin(&r->cuts, &r->load);
     for (size_t i = 0; i < count && result == 0; i++)
         result = cut_at(r, moments[i] >> 1, moments[i] & 1);
-    oracle_destroy(&r->oracle);
-    sweep_end(&r->sweep);
+    cuts_end(&r->cuts);
     free(moments);
     return result;
 }
@@ -132,9 +135,8 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
     const struct run *run = context;
     uint64_t seed = run->seed + number;
     struct round r = {.dice = {.state = seed}};
-    struct load_options options = {.seed = seed, .steps = STEPS, .resize_odds = 300};
+    struct load_options options = {.seed = seed, .steps = STEPS, .resize_odds = 300, .snapshot_odds = 300};
     load_create(&r.load, choose_variant(run->format, seed), &options);
-    memory_create(&r.file, FILE_ROOM);
     int result = load_run(&r.load, NULL) < 0 || r.load.wrong ? -1 : 0;
     judge_create(&r.judge, &r.load, directory);
     if (result == 0 && (r.load.closed < 0 || judge_clean(&r.judge) < 0))
@@ -149,7 +151,6 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
     if (result < 0)
         load_tell(&r.load);
     judge_destroy(&r.judge);
-    memory_destroy(&r.file);
     load_destroy(&r.load);
     return result < 0 ? -1 : (int64_t)r.states;
 }

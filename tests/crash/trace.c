@@ -12,10 +12,10 @@ const char *const survive_names[SURVIVE_KINDS] = {"none", "all", "some", "torn",
 
 /* ---- recording ---- */
 
-void trace_begin(struct trace *trace, const uint8_t *content, uint64_t length)
+void trace_begin(struct trace *trace, uint64_t *clock, const uint8_t *content, uint64_t length)
 {
-    *trace = (struct trace){.clock = 1, .initial_length = length};
-    trace->initial = need(malloc(length + 1));
+    *trace = (struct trace){.clock = clock, .initial_length = length};
+    trace->initial = own_alloc(NULL, length);
     memcpy(trace->initial, content, length);
 }
 
@@ -30,7 +30,7 @@ void trace_end(struct trace *trace)
 
 uint64_t trace_now(struct trace *trace)
 {
-    return trace->clock++;
+    return (*trace->clock)++;
 }
 
 size_t trace_issue(struct trace *trace, enum io_seam_kind kind, uint64_t offset, uint64_t length,

@@ -30,14 +30,14 @@ struct trace_entry {
 };
 
 struct trace {
-    uint64_t clock; /* the next moment */
+    uint64_t *clock; /* the next moment; may be shared with other traces */
     struct trace_entry *entries;
     size_t count, room;
     uint8_t *initial;
     uint64_t initial_length;
 };
 
-void trace_begin(struct trace *trace, const uint8_t *content, uint64_t length);
+void trace_begin(struct trace *trace, uint64_t *clock, const uint8_t *content, uint64_t length);
 void trace_end(struct trace *trace);
 uint64_t trace_now(struct trace *trace);
 /* The index of a new entry, issued now. */
