@@ -59,6 +59,7 @@ static int read_header(struct qcow2 *q, const struct layer_open_options *options
         return r;
     if ((q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT) && !options->read_only) {
         (void)error_set(err, EUCLEAN, "the image is marked corrupt: it can be opened for reading only");
+        (void)error_hint(err, "platter volume check VOLUME --repair");
         return error_code(err, "corrupt-image");
     }
     r = check_backing(&q->header, options->below, err);
@@ -120,6 +121,8 @@ static int open_writable(struct qcow2 *q, struct error *err)
     if (r == 0 && (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY))
         r = qcow2_rebuild(q, err);
     if (r == 0)
+        r = guard_create(q, err);
+    if (r == 0)
         r = clear_autoclear(q, err);
     if (r == 0)
         r = keeper_create("qcow2-keeper", &q->keeper, err);
@@ -134,6 +137,7 @@ static int teardown(struct qcow2 *q, bool data_open, int r)
     int ended = allocator_destroy(q->allocator);
     q->keeper = keeper_destroy(q->keeper);
     q->refcounts = refcounts_destroy(q->refcounts);
+    q->guard = guard_destroy(q->guard);
     free((void *)q->l1);
     header_release(&q->header);
     (void)pthread_mutex_destroy(&q->lock);

@@ -34,6 +34,7 @@ struct refcounts;
 struct slice_cache;
 struct commit;
 struct data;
+struct guard;
 
 struct qcow2 {
     struct layer base;
@@ -60,6 +61,7 @@ struct qcow2 {
     struct keeper *keeper;       /* NULL when read-only */
     struct refcounts *refcounts; /* NULL when read-only; keeper thread, or control thread while drained */
     struct allocator *allocator; /* NULL when read-only */
+    struct guard *guard;         /* NULL when read-only */
 };
 
 /* ---- the data path (data.c and its neighbours), called by qcow2.c ------------------------------------------ */
