@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "backends/format/qcow2/allocator.h"
+#include "backends/format/qcow2/bitmaps.h"
 #include "backends/format/qcow2/control.h"
 #include "backends/format/qcow2/guard.h"
 #include "backends/format/qcow2/keeper.h"
@@ -106,10 +107,16 @@ static int read_l1(struct qcow2 *q, struct error *err)
 /* Bits whose meaning we do not keep up while writing must be off before the first write. */
 static int clear_autoclear(struct qcow2 *q, struct error *err)
 {
-    if (!q->header.autoclear)
+    uint64_t kept = q->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS;
+    int r = kept ? bitmaps_mark_in_use(q) : 0;
+    if (r == -EUCLEAN)
+        kept = 0;
+    else if (r < 0)
+        return error_sys(err, r, "mark the bitmaps as in use");
+    if (q->header.autoclear == kept)
         return 0;
-    q->header.autoclear = 0;
-    int r = header_write(q->base.file, &q->header);
+    q->header.autoclear = kept;
+    r = header_write(q->base.file, &q->header);
     if (r == 0)
         r = io_file_flush(q->base.file);
     return r < 0 ? error_sys(err, r, "write the qcow2 header") : 0;
