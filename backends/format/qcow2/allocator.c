@@ -5,6 +5,7 @@
  */
 #include "backends/format/qcow2/allocator.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "backends/format/qcow2/refcount.h"
@@ -18,6 +19,18 @@
 #define PRESSURE_BYTES (256 * MIB)
 
 /* ---- create, destroy ----------------------------------------------------------------------------------------- */
+
+/* Space at the end of the file that nothing counts was reserved before a crash, or is data whose counts were lost: not ours
+ * to cut off then. A crash leaves no more of it than was reserved, and that is used first. */
+static int find_kept(struct allocator *a)
+{
+    struct refcounts *rc = a->q->refcounts;
+    uint64_t count = 0;
+    int r = refcounts_get(rc, (rc->file_length - 1) >> a->q->cluster_bits, &count);
+    if (r == 0 && count == 0)
+        a->keep = rc->file_length;
+    return r;
+}
 
 int allocator_create(struct qcow2 *q, struct allocator **ret_allocator, struct error *err)
 {
@@ -35,7 +48,11 @@ int allocator_create(struct qcow2 *q, struct allocator **ret_allocator, struct e
     a->refill.run = reserve_refill;
     a->release.run = release_freed;
     a->grow.run = release_grow_ring;
-    int r = a->freed ? keeper_create("qcow2-reaper", &a->reaper, err) : error_sys(err, ENOMEM, "allocator");
+    int r = a->freed ? find_kept(a) : -ENOMEM;
+    if (r < 0)
+        (void)error_sys(err, r, "reference counts at the end of the file");
+    else
+        r = keeper_create("qcow2-reaper", &a->reaper, err);
     if (r < 0) {
         free(a->freed);
         free(a);
@@ -56,7 +73,7 @@ static int trim_tail(struct allocator *a)
     int r = refcounts_end(rc, div_round_up(rc->file_length, q->cluster_size), &end);
     if (r < 0 || q->base.file->block_device)
         return r;
-    uint64_t bytes = MAX(end << q->cluster_bits, align_up(guard_end(q), q->cluster_size));
+    uint64_t bytes = MAX(MAX(end << q->cluster_bits, a->keep), align_up(guard_end(q), q->cluster_size));
     if (bytes >= rc->file_length)
         return 0;
     r = io_file_truncate(q->base.file, bytes);

@@ -44,6 +44,7 @@ struct allocator {
     uint64_t leaked; /* clusters whose free was dropped */
 
     pthread_mutex_t work; /* for all below, and for q->refcounts */
+    uint64_t keep;        /* bytes: the file is not made shorter than this */
     uint64_t cursor;      /* no free cluster below */
     uint64_t fresh_from;  /* clusters from here on were never used: zeros */
     uint64_t refused;     /* extents that the overlap guard kept from being taken or freed */
