@@ -12,6 +12,7 @@
 #include "backends/format/qcow2/reserve.h"
 #include "common/checked.h"
 #include "common/cleanup.h"
+#include "common/log.h"
 
 #define RUN_BYTES (16 * MIB)
 #define RUN_CLUSTERS_MIN 16u
@@ -107,6 +108,17 @@ static int give_back(struct keeper_job *job)
     return r < 0 ? r : refcounts_sync(a->q->refcounts);
 }
 
+/* Once for each image: ordinary numbers for who asks for them, what should not be for everybody. */
+static void log_counters(const struct allocator *a, uint64_t reserved)
+{
+    bool odd = a->leaked || a->refused || a->underflows;
+    log_write(odd ? LOG_LEVEL_WARNING : LOG_LEVEL_DEBUG,
+              "qcow2 image closed: clusters: %llu taken, %llu freed, %llu reserved and given back, %llu leaked, "
+              "%llu extents refused by the overlap guard, %llu miscounted or unreadable",
+              (unsigned long long)a->taken_total, (unsigned long long)a->freed_total, (unsigned long long)reserved,
+              (unsigned long long)a->leaked, (unsigned long long)a->refused, (unsigned long long)a->underflows);
+}
+
 static int nothing(struct keeper_job *job)
 {
     (void)job;
@@ -125,10 +137,12 @@ int allocator_destroy(struct allocator *a)
     release_grace(a);
     /* A fenced image stays as it is: what the last commits did on disk is not known. The call also waits for the jobs
      * that are still with the keeper. */
+    uint64_t reserved = a->reserved_clusters;
     struct destroy_call call = {.job.run = give_back, .allocator = a};
     int r = keeper_call(a->q->keeper, &call.job);
     struct keeper_job last = {.run = nothing}; /* a violation found just now has left a job there */
     (void)keeper_call(a->q->keeper, &last);
+    log_counters(a, reserved);
     (void)pthread_mutex_destroy(&a->work);
     (void)pthread_mutex_destroy(&a->lock);
     free(a->freed);
@@ -166,6 +180,7 @@ int allocator_take(struct allocator *a, uint64_t want, uint64_t *ret_offset, uin
     uint64_t count = MIN(want, first->count);
     *ret_offset = first->cluster << a->q->cluster_bits;
     *ret_count = count;
+    a->taken_total += count;
     first->cluster += count;
     first->count -= count;
     a->reserved_clusters -= count;
@@ -202,6 +217,7 @@ void allocator_free(struct allocator *a, uint64_t offset, uint64_t count)
     LOCK_SCOPE(&a->lock);
     if (count == 0)
         return;
+    a->freed_total += count;
     if (!try_merge(a, cluster, count)) {
         if (a->tail - a->head == a->freed_size) {
             a->leaked += count;

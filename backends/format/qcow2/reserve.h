@@ -41,7 +41,8 @@ struct allocator {
     bool releasing;     /* the job is with the reaper */
     bool growing;       /* the job is with the keeper */
     bool closing;
-    uint64_t leaked; /* clusters whose free was dropped */
+    uint64_t leaked;                   /* clusters whose free was dropped */
+    uint64_t taken_total, freed_total; /* clusters, since it was opened */
 
     pthread_mutex_t work; /* for all below, and for q->refcounts */
     uint64_t keep;        /* bytes: the file is not made shorter than this */
