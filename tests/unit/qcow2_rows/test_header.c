@@ -142,7 +142,7 @@ static int watch_after(struct io_seam *seam, const struct io_seam_event *event, 
 static void test_dirty_bit_falls_after_the_counts_are_durable(void **state)
 {
     struct rig *rig = *state;
-    struct watch watch = {.seam.after = watch_after};
+    static struct watch watch = {.seam.after = watch_after};
     make_dirty(rig, "64M");
     rig->seam = &watch.seam;
     rig_open(rig);

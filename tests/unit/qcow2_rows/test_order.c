@@ -51,7 +51,8 @@ static int pause_before(struct io_seam *seam, const struct io_seam_event *event)
 static void test_punch_is_over_before_space_is_reused(void **state)
 {
     struct rig *rig = *state;
-    struct pause pause = {.seam.before = pause_before, .rig = rig};
+    static struct pause pause; /* the image is closed after this function where it fails */
+    pause = (struct pause){.seam.before = pause_before, .rig = rig};
     (void)pthread_mutex_init(&pause.lock, NULL);
     (void)pthread_cond_init(&pause.changed, NULL);
     rig->seam = &pause.seam;
@@ -114,7 +115,9 @@ static int fault_before(struct io_seam *seam, const struct io_seam_event *event)
 /* One operation on the way of copying shared tables fails. False when there were not so many. */
 static bool relocate_failing(struct rig *rig, long n, int error)
 {
-    struct fault fault = {.seam.before = fault_before, .error = error};
+    static struct fault fault;
+    fault.seam.before = fault_before;
+    fault.error = error;
     atomic_store(&fault.countdown, 0);
     (void)remove(rig->path);
     command_or_fail("qemu-img create -q -f qcow2 -o cluster_size=4k '%s' 16M", rig->path);
