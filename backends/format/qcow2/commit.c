@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "backends/format/qcow2/data.h"
+#include "backends/format/qcow2/guard.h"
 #include "common/checked.h"
 #include "common/cleanup.h"
 
@@ -208,6 +209,8 @@ static void collect(struct commit *c)
     c->record_count = c->record_next = 0;
     collect_l1(c);
     collect_slices(c);
+    for (uint32_t i = 0; i < c->record_count && c->result == 0; i++)
+        c->result = guard_table(c->q, c->records[i].slice ? GUARD_L2 : GUARD_L1, c->records[i].offset, c->block);
     /* What was linked up to now has its data written; the flush that comes before these copies makes it durable. */
     c->barrier = c->need_barrier && c->record_count;
     if (c->record_count)
