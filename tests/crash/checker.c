@@ -129,6 +129,23 @@ static int check_flag(const struct view *v, uint64_t entry, const char *what)
     return bad(v, "%s 0x%llx: count %llu", what, ULL(entry), ULL(count));
 }
 
+/* Counts of clusters beyond the end of the file. */
+static void count_beyond(struct view *v)
+{
+    uint64_t entries = (v->cluster * 8) >> v->order;
+    for (uint64_t i = v->clusters / entries; i < v->table_clusters * v->cluster / 8; i++) {
+        uint64_t block = be(v->image + v->table_offset + i * 8, 8);
+        uint64_t first = v->clusters > i * entries ? v->clusters - i * entries : 0;
+        uint64_t at = (first << v->order) / 8;
+        const uint8_t *data = v->image + block;
+        if (!block || block + v->cluster > v->length ||
+            (!data[at] && memcmp(data + at, data + at + 1, v->cluster - at - 1) == 0))
+            continue;
+        for (uint64_t cluster = i * entries + first; cluster < (i + 1) * entries; cluster++)
+            v->c->leaks += count_of(v, cluster) != 0;
+    }
+}
+
 static int compare_counts(struct view *v)
 {
     for (uint64_t i = 0; i < v->clusters; i++) {
@@ -137,6 +154,7 @@ static int compare_counts(struct view *v)
             return bad(v, "cluster at 0x%llx is used but its count is 0", ULL(i << v->bits));
         v->c->leaks += count > v->c->uses[i];
     }
+    count_beyond(v);
     return 0;
 }
 
