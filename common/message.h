@@ -13,7 +13,7 @@
 #include "common/error.h"
 
 #define MESSAGE_LINE_MAX 65536
-#define MESSAGE_FDS_MAX 32
+#define MESSAGE_FDS_MAX 250 /* Linux takes 253 */
 
 struct message_socket; /* a connected socket with its unread bytes */
 

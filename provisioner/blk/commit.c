@@ -18,7 +18,7 @@
 enum {
     SLOTS = 16,
     EXTENTS = 4096,
-    REPORT_MS = 200,
+    REPORT_MS = 50,
 };
 
 #define SLOT_BYTES MIB

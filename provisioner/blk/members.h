@@ -13,7 +13,7 @@
 #include "backends/format/image.h"
 #include "common/error.h"
 
-#define MEMBERS_LAYERS_MAX 31
+#define MEMBERS_LAYERS_MAX 248
 
 int member_u64(const json_t *object, const char *name, uint64_t max, uint64_t *ret, struct error *err);
 int member_u32(const json_t *object, const char *name, uint32_t max, uint32_t *ret, struct error *err);

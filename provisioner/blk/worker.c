@@ -2,13 +2,15 @@
 /*
  * The main thread does the command; a second one does nothing but wait for the peer to go, and then ends the process
  * wherever it stands. That is allowed anywhere: a new image that was not finished is thrown away by its owner, and
- * a change to an old one leaves it as after a crash, which the engine's ordering makes harmless.
+ * a change to an old one leaves it as after a crash, which the engine's ordering makes harmless. A commit, which is cancelled
+ * whenever somebody needs its volume, gets a moment to end by itself, so that no reserved space stays behind.
  */
 #include "provisioner/blk/worker.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -28,6 +30,7 @@ enum {
     REQUEST_TIMEOUT_MS = 30000,
     SEND_TIMEOUT_MS = 30000,
     EXIT_CANCELLED = 3,
+    END_MS = 1500,
 };
 
 struct worker {
@@ -38,6 +41,9 @@ struct worker {
     size_t fd_count;
     json_t *answer;
 };
+
+/* The command in hand notices by itself that its progress is not wanted any more, and leaves no reserved space behind. */
+static atomic_bool ends_well;
 
 static int need_descriptors(const struct worker *w, size_t count, struct error *err)
 {
@@ -233,6 +239,7 @@ static int do_commit(struct worker *w, struct error *err)
 {
     struct image *upper, *lower;
     uint64_t bytes_per_second, bytes = 0;
+    atomic_store(&ends_well, true);
     int r = member_u64(w->request, "bytes_per_second", INT64_MAX, &bytes_per_second, err);
     if (r == 0)
         r = open_pair(w, &upper, &lower, err);
@@ -364,6 +371,8 @@ static void *wait_for_peer_to_go(void *arg)
     struct pollfd p = {.fd = message_socket_fd(arg), .events = POLLRDHUP};
     while (poll(&p, 1, -1) < 0 && errno == EINTR) {
     }
+    if (atomic_load(&ends_well))
+        (void)poll(NULL, 0, END_MS);
     _exit(EXIT_CANCELLED);
 }
 

@@ -49,6 +49,7 @@ static const char *const migrations[] = {
     "  layer_id TEXT NOT NULL REFERENCES layers(id), state TEXT NOT NULL, size INTEGER NOT NULL,"
     "  consistency TEXT NOT NULL, filesystem TEXT NOT NULL, formatted INTEGER NOT NULL, content TEXT NOT NULL,"
     "  behind INTEGER NOT NULL, created INTEGER NOT NULL, UNIQUE (volume_id, name)) STRICT;"
+    "CREATE INDEX volumes_top ON volumes(top_layer);"
     "CREATE INDEX snapshots_layer ON snapshots(layer_id);"
     "ALTER TABLE attachments ADD COLUMN snapshot_id TEXT REFERENCES snapshots(id);",
 };

@@ -115,7 +115,7 @@ int catalogue_layer_update(struct catalogue *catalogue, const struct layer_recor
 int catalogue_layer_delete(struct catalogue *catalogue, const char *id, struct error *err); /* -EBUSY: is a parent */
 int catalogue_layer_find(struct catalogue *catalogue, const char *id, struct layer_record *ret_record,
                          struct error *err);
-/* The chain from layer `top` down, top first. -EUCLEAN for a loop or more than 64 layers. */
+/* The chain from layer `top` down, top first. -EUCLEAN for a loop or more than 512 layers. */
 int catalogue_layer_chain(struct catalogue *catalogue, const char *top, struct layer_record **ret_records,
                           size_t *ret_count, struct error *err);
 /* Every layer of a pool (NULL = all pools), for reconciling. */
@@ -125,6 +125,12 @@ int catalogue_layer_list(struct catalogue *catalogue, const char *pool_id, struc
 /* The layers that the volume made, in no order. */
 int catalogue_layer_owned(struct catalogue *catalogue, const char *volume_id, struct layer_record **ret_records,
                           size_t *ret_count, struct error *err);
+/* Those of them that are no volume's top, no snapshot, and below one layer at most: to be removed or merged. */
+int catalogue_layer_unneeded(struct catalogue *catalogue, const char *volume_id, struct layer_record **ret_records,
+                             size_t *ret_count, struct error *err);
+/* The one layer above `id`; -ENOENT. */
+int catalogue_layer_child(struct catalogue *catalogue, const char *id, struct layer_record *ret_record,
+                          struct error *err);
 /* Volumes that own more than one layer: ids of ID_MAX bytes each. */
 int catalogue_layer_owners(struct catalogue *catalogue, char (**ret_ids)[ID_MAX], size_t *ret_count, struct error *err);
 /* How a layer is used; the file of one that nothing uses may go. */

@@ -10,7 +10,7 @@
 #define LAYER_COLUMNS                                                                                                  \
     "id, volume_id, pool_id, parent_id, format, size, cluster_size, version, refcount_bits, extended_l2, compression," \
     " frozen, created"
-#define LAYER_CHAIN_MAX 64
+#define LAYER_CHAIN_MAX 512
 
 static int layer_fill(sqlite3_stmt *row, void *record)
 {
@@ -93,6 +93,27 @@ int catalogue_layer_owned(struct catalogue *c, const char *volume_id, struct lay
 {
     return statement_rows(c, layer_fill, sizeof(struct layer_record), (void **)ret_records, ret_count, err,
                           "SELECT " LAYER_COLUMNS " FROM layers WHERE volume_id = ?", "t", volume_id);
+}
+
+int catalogue_layer_unneeded(struct catalogue *c, const char *volume_id, struct layer_record **ret_records,
+                             size_t *ret_count, struct error *err)
+{
+    return statement_rows(c, layer_fill, sizeof(struct layer_record), (void **)ret_records, ret_count, err,
+                          "SELECT " LAYER_COLUMNS " FROM layers l WHERE volume_id = ?"
+                          " AND NOT EXISTS (SELECT 1 FROM volumes WHERE top_layer = l.id)"
+                          " AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer_id = l.id)"
+                          " AND (SELECT count(*) FROM layers WHERE parent_id = l.id) <= 1",
+                          "t", volume_id);
+}
+
+int catalogue_layer_child(struct catalogue *c, const char *id, struct layer_record *ret_record, struct error *err)
+{
+    struct layer_record record;
+    int r = statement_row(c, layer_fill, &record, "layer above", id, err,
+                          "SELECT " LAYER_COLUMNS " FROM layers WHERE parent_id = ? LIMIT 1", "t", id);
+    if (r == 0)
+        *ret_record = record;
+    return r;
 }
 
 static int use_fill(sqlite3_stmt *row, void *record)

@@ -18,7 +18,7 @@
 
 #include "common/error.h"
 
-#define BLK_LAYERS_MAX 31 /* a chain's descriptors travel with one message */
+#define BLK_LAYERS_MAX 248 /* a chain's descriptors travel with one message */
 #define BLK_EXPORTS_MAX 8
 #define BLK_EXPORT_NAME_MAX 64
 
@@ -146,6 +146,10 @@ struct blk_create {
     const char *backing_format;
     bool preallocate;
 };
+
+/* Was a worker of ours killed in the last seconds? The kernel ends its ring, and with it the locks of its files, some time after
+ * the process has gone. Any thread. */
+bool blk_worker_may_linger(void);
 
 /* Make the empty file `fd` an image. Durable when it returns. */
 int blk_worker_create(const struct blk_worker *worker, int fd, const struct blk_create *create, struct error *err);

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -21,6 +22,8 @@ enum {
     STALL_MS = 300 * 1000,
     SEND_MS = 10 * 1000,
     EXIT_MS = 10 * 1000,
+    LINGER_MS = 5 * 1000,
+    END_MS = 2 * 1000,
 };
 
 static const struct blk_worker default_worker = {0};
@@ -29,14 +32,35 @@ struct run {
     const struct blk_worker *worker;
     struct message_socket *socket;
     int pidfd;
+    bool done; /* it has answered */
     json_t *answer;
 };
 
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+    (void)clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static _Atomic int64_t last_killed; /* CLOCK_MONOTONIC, ms */
+
+bool blk_worker_may_linger(void)
+{
+    int64_t killed = atomic_load(&last_killed);
+    return killed && now_ms() - killed < LINGER_MS;
+}
+
 static void run_finish(struct run *run)
 {
-    run->socket = message_socket_destroy(run->socket);
+    char how[48];
+    run->socket = message_socket_destroy(run->socket); /* which tells it to end */
+    if (run->pidfd >= 0 && !run->done)
+        (void)blk_process_wait(run->pidfd, END_MS, how);
     if (run->pidfd >= 0)
         (void)blk_process_kill(run->pidfd); /* no harm when it has ended */
+    if (run->pidfd >= 0 && !run->done)
+        atomic_store(&last_killed, now_ms());
     close_fd(&run->pidfd);
     json_decref(run->answer);
 }
@@ -77,13 +101,6 @@ static int take_line(struct run *run, struct error *err)
     if (run->worker->progress && done >= 0 && total >= done)
         run->worker->progress(run->worker->context, (uint64_t)done, (uint64_t)total);
     return 0;
-}
-
-static int64_t now_ms(void)
-{
-    struct timespec ts;
-    (void)clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 /* Until the socket has something to read. */
@@ -150,6 +167,7 @@ static int run_command(const struct blk_worker *worker, const char *op, json_t *
         r = run.socket ? await_answer(&run, &local) : r;
     if (r < 0 && run.socket)
         r = explain_end(&run, r, &local);
+    run.done = r == 0;
     if (r == 0)
         r = message_result(run.answer, &local);
     if (r < 0)

@@ -10,6 +10,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <time.h>
+
+#include "provisioner/node/blk_client.h"
 
 enum {
     USED_BASE = 100,
@@ -90,15 +93,27 @@ static int refuse(const char *name, pid_t pid, struct error *err)
     return error_code(err, "image-in-use");
 }
 
-int image_lock_take(int fd, enum image_lock_mode mode, const char *name, struct error *err)
+static int try_take(int fd, enum image_lock_mode mode, pid_t *ret_pid)
 {
-    pid_t pid = -1;
     int r = take_bytes(fd, &modes[mode]);
     if (r == 0)
-        r = find_conflict(fd, &modes[mode], &pid);
+        r = find_conflict(fd, &modes[mode], ret_pid);
+    if (r)
+        image_lock_release(fd);
+    return r;
+}
+
+int image_lock_take(int fd, enum image_lock_mode mode, const char *name, struct error *err)
+{
+    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+    pid_t pid = -1;
+    int r = try_take(fd, mode, &pid);
+    while ((r == 1 || r == -EAGAIN || r == -EACCES) && blk_worker_may_linger()) {
+        (void)nanosleep(&pause, NULL);
+        r = try_take(fd, mode, &pid);
+    }
     if (r == 0)
         return 0;
-    image_lock_release(fd);
     if (r == 1 || r == -EAGAIN || r == -EACCES)
         return refuse(name, pid, err);
     if (r == -EINVAL || r == -ENOLCK || r == -ENOSYS)

@@ -18,7 +18,7 @@ enum image_lock_mode {
 
 /* Take the lock; `fd` needs read access. -EBUSY with the code "image-in-use" when another open file description
  * (of any process, also ours) is in the way: then nothing is held. -EOPNOTSUPP where the file system has no such locks.
- * `name` is for the message. Does not block. */
+ * `name` is for the message. Waits for nobody but a worker of ours that was just killed (blk_worker_may_linger). */
 int image_lock_take(int fd, enum image_lock_mode mode, const char *name, struct error *err);
 
 /* Give it up while the description stays open. */

@@ -17,24 +17,16 @@
 #include "common/log.h"
 #include "common/text.h"
 #include "provisioner/node/image_lock.h"
+#include "provisioner/volume/flatten.h"
 #include "provisioner/volume/snapshot.h"
 
 #define COMMIT_LAYERS_MIN 2
 #define GIVE_WAY_TRIES 1500 /* of 20 ms: a worker ends at once, a swap soon */
 
-/* What there is to do: `upper`.id "" = `lower` is not needed and goes. */
+/* What there is to do: `upper`.id "" = `lower` is not needed and goes; `lower`.id "" = the chain is too long. */
 struct work {
     struct layer_record lower, upper;
 };
-
-static const struct layer_record *child_of(const struct layer_record *layers, size_t count, const char *id)
-{
-    for (size_t i = 0; i < count; i++) {
-        if (strcmp(layers[i].parent_id, id) == 0)
-            return &layers[i];
-    }
-    return NULL;
-}
 
 /* May `lower`, whose only child is `upper`, take its place? A raw file may not where qcow2 files above name the child's format. */
 static int pair_fits(struct manager *m, const struct layer_record *lower, const struct layer_record *upper,
@@ -49,31 +41,43 @@ static int pair_fits(struct manager *m, const struct layer_record *lower, const 
     return r;
 }
 
+/* What can be done with `lower`, which no volume and no snapshot is? */
+static int consider(struct manager *m, const struct layer_record *lower, struct work *ret_work, bool *ret_found,
+                    struct error *err)
+{
+    struct layer_use use;
+    struct work work = {.lower = *lower};
+    *ret_found = false;
+    int r = catalogue_layer_use(m->catalogue, lower, &use, err);
+    if (r < 0 || use.busy)
+        return r;
+    *ret_found = true;
+    if (use.children) {
+        r = catalogue_layer_child(m->catalogue, lower->id, &work.upper, err);
+        if (r < 0)
+            return r;
+        if (strcmp(work.upper.volume_id, lower->volume_id) != 0)
+            *ret_found = false; /* another volume's */
+        else
+            r = pair_fits(m, lower, &work.upper, ret_found, err);
+    }
+    *ret_work = work;
+    return r;
+}
+
 /* -ENOENT: nothing to do. */
-static int find_work(struct manager *m, const char *volume_id, struct work *ret_work, struct error *err)
+static int find_work(struct manager *m, const struct volume_record *volume, struct work *ret_work, struct error *err)
 {
     CLEANUP_FREE struct layer_record *layers = NULL;
     size_t count = 0;
-    int r = catalogue_layer_owned(m->catalogue, volume_id, &layers, &count, err);
-    for (size_t i = 0; r == 0 && count > 1 && i < count; i++) {
-        struct layer_use use;
-        bool fits = true;
-        r = catalogue_layer_use(m->catalogue, &layers[i], &use, err);
-        if (r < 0 || use.tops || use.snapshots || use.busy || use.children > 1)
-            continue;
-        const struct layer_record *upper = child_of(layers, count, layers[i].id);
-        if (use.children && !upper)
-            continue; /* it is another volume's */
-        if (upper)
-            r = pair_fits(m, &layers[i], upper, &fits, err);
-        if (r == 0 && fits) {
-            *ret_work = (struct work){.lower = layers[i]};
-            if (upper)
-                ret_work->upper = *upper;
-            return 0;
-        }
-    }
-    return r < 0 ? r : -ENOENT;
+    bool found = false;
+    int r = catalogue_layer_unneeded(m->catalogue, volume->id, &layers, &count, err);
+    for (size_t i = 0; r == 0 && !found && i < count; i++)
+        r = consider(m, &layers[i], ret_work, &found, err);
+    if (r < 0 || found)
+        return r;
+    *ret_work = (struct work){0};
+    return flatten_wanted(m, volume, FLATTEN_LAYERS) ? 0 : -ENOENT;
 }
 
 /* ---- when ---------------------------------------------------------------------------------------------------- */
@@ -89,7 +93,7 @@ static int merge_insert(struct job *job, void *arg, struct error *err)
         r = volume_check_unused(m, &volume, err);
     if (r == 0)
         r = volume_check_ready(m, &volume, err);
-    return r < 0 ? r : find_work(m, volume.id, &work, err);
+    return r < 0 ? r : find_work(m, &volume, &work, err);
 }
 
 void merge_schedule(struct manager *m, const char *volume_id)
@@ -99,7 +103,7 @@ void merge_schedule(struct manager *m, const char *volume_id)
     struct ticket ticket = {0};
     struct work work;
     CLEANUP_JOB struct job *job = NULL;
-    if (catalogue_volume_find(m->catalogue, volume_id, &volume, NULL) < 0 || find_work(m, volume_id, &work, NULL) < 0)
+    if (catalogue_volume_find(m->catalogue, volume_id, &volume, NULL) < 0 || find_work(m, &volume, &work, NULL) < 0)
         return;
     if (job_create(m, &job_volume_merge, &volume, "", &self, json_object(), &job, NULL) == 0)
         (void)job_submit(&job, merge_insert, NULL, &ticket, NULL); /* in use: the end of that use comes here again */
@@ -225,6 +229,8 @@ static int swap_pair(struct job *job, struct pool *pool, const struct work *work
 static int do_work(struct job *job, const struct work *work, struct error *err)
 {
     CLEANUP_POOL struct pool *pool = NULL;
+    if (!work->lower.id[0])
+        return flatten(job, err);
     if (!work->upper.id[0])
         return drop_layer(job, &work->lower, err);
     int r = manager_pool_open(job->manager, work->lower.pool_id, &pool, err);
@@ -260,12 +266,15 @@ static int resume_swap(struct job *job, struct error *err)
 
 static int step_merge(struct job *job, struct error *err)
 {
+    struct volume_record volume = {0};
     struct work work;
     int r = resume_swap(job, err);
     while (r == 0) {
         if (atomic_load(&job->cancelled) || atomic_load(&job->manager->stopping))
             return error_set(err, ECANCELED, "somebody needs the volume: the rest is merged later");
-        r = find_work(job->manager, job->record.volume_id, &work, err);
+        r = job_volume(job, &volume, err);
+        if (r == 0)
+            r = find_work(job->manager, &volume, &work, err);
         if (r == 0)
             r = do_work(job, &work, err);
     }

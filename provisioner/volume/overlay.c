@@ -43,7 +43,7 @@ int overlay_check(struct manager *m, const char *parent_id, struct error *err)
     if (count < BLK_LAYERS_MAX)
         return 0;
     (void)error_set(err, E2BIG, "there are %zu layers already, as many as one image can have", count);
-    (void)error_hint(err, "delete snapshots, and let their layers be merged while the volume is detached");
+    (void)error_hint(err, "detach the volume: then its chain is made shorter; or delete snapshots");
     return error_code(err, "chain-too-long");
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * snapshot-create: row of a new layer -> its file -> its image -> one transaction (the old top is frozen, the new layer is the
+ * snapshot-create: row of a new layer -> room for it -> its file -> its image -> one transaction (the old top is frozen, the new layer is the
  * top, the snapshot is there) -> the block server is told -> sidecar.
  *
  * The records change before the server does. Whatever happens in between, nothing that was flushed is lost: until it is told,
@@ -22,6 +22,7 @@
 #include "provisioner/node/freeze.h"
 #include "provisioner/node/image_lock.h"
 #include "provisioner/node/loop.h"
+#include "provisioner/volume/flatten.h"
 #include "provisioner/volume/server.h"
 
 /* ---- finding ------------------------------------------------------------------------------------------------- */
@@ -115,7 +116,7 @@ static int create_insert(struct job *job, void *arg, struct error *err)
         r = volume_check_ready(m, &volume, err);
     if (r == 0)
         r = check_attachments(m, &volume, json_is_true(json_object_get(job->data, "freeze")), &writer, err);
-    if (r == 0)
+    if (r == 0 && (writer || !flatten_wanted(m, &volume, BLK_LAYERS_MAX)))
         r = overlay_check(m, volume.top_layer, err);
     if (r == 0)
         r = catalogue_layer_find(m->catalogue, volume.top_layer, &top, err);
@@ -345,12 +346,20 @@ static int step_switch(struct job *job, struct error *err)
     return r;
 }
 
+/* Room for one more layer. Only a volume without a writer has come here with a chain that is too long. */
+static int step_room(struct job *job, struct error *err)
+{
+    struct volume_record volume = {0};
+    int r = job_volume(job, &volume, err);
+    if (r < 0 || !flatten_wanted(job->manager, &volume, BLK_LAYERS_MAX))
+        return r;
+    return flatten(job, err);
+}
+
 static const struct job_step create_steps[] = {
-    {.name = "file", .run = step_overlay_file, .undo = undo_overlay_file},
-    {.name = "image", .run = step_overlay_image},
-    {.name = "record", .run = step_record, .undo = undo_record},
-    {.name = "switch", .run = step_switch},
-    {.name = "sidecar", .run = step_sidecar, .final = true},
+    {.name = "room", .run = step_room},           {.name = "file", .run = step_overlay_file, .undo = undo_overlay_file},
+    {.name = "image", .run = step_overlay_image}, {.name = "record", .run = step_record, .undo = undo_record},
+    {.name = "switch", .run = step_switch},       {.name = "sidecar", .run = step_sidecar, .final = true},
 };
 
 static json_t *snapshot_event(const struct job *job, const struct snapshot_record *s)
