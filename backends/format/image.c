@@ -116,6 +116,7 @@ int image_open(const struct image_layer *layers, size_t count, const struct imag
     if (!image)
         return error_sys(err, ENOMEM, "open an image");
     image->read_only = options->read_only || options->verify_only;
+    atomic_store(&image->wait_for_space, options->wait_for_space);
     for (size_t i = 0; i < count; i++)
         image->files[i] = layers[i].file;
     for (size_t i = count; i-- > 0;) {
