@@ -97,8 +97,11 @@ int blk_resize(struct blk_client *client, uint64_t size, struct error *err);
 /* Freeze the top layer and put `layer` (an empty image over it) on top, under load. `id` names the new top: the same
  * request again is answered with success. */
 int blk_snapshot(struct blk_client *client, const char *id, const struct blk_layer *layer, struct error *err);
+/* "pause": requests without space wait for it. "fail" (at first): they end with ENOSPC, also those that wait now. */
+int blk_policy(struct blk_client *client, const char *on_no_space, struct error *err);
 int blk_flush(struct blk_client *client, struct error *err);
-/* {"exports": [{name, kind, reads, writes, flushes, discards, read_bytes, write_bytes, errors, clients}]}: the
+/* {"condition": {state: "ok"|"no-space"|"failed", cause, waiting, refused},
+ *  "exports": [{name, kind, reads, writes, flushes, discards, read_bytes, write_bytes, errors, clients}]}: the
  * caller's reference. */
 int blk_stats(struct blk_client *client, json_t **ret_stats, struct error *err);
 

@@ -116,6 +116,8 @@ static int manager_setup(struct manager *m, const struct manager_options *option
         r = supervisor_start(m, err);
     if (r == 0)
         r = manager_reconcile(m, err);
+    if (r == 0)
+        r = conditions_start(m, err);
     return r < 0 ? r : scheduler_start(m, err);
 }
 
@@ -145,6 +147,7 @@ struct manager *manager_stop(struct manager *m)
     if (!m)
         return NULL;
     scheduler_stop(m);
+    conditions_stop(m);
     if (m->supervisor_running)
         watch_stop(m);
     supervisor_stop(m);
