@@ -40,6 +40,8 @@ enum image_op {
 enum {
     IMAGE_FUA = 1 << 0,       /* WRITE, WRITE_ZEROES: durable when done */
     IMAGE_MAY_UNMAP = 1 << 1, /* WRITE_ZEROES: may give the space back */
+    IMAGE_NO_WAIT = 1 << 2,   /* never waits for space; may be set on the loop's thread until done(): a wait ends soon,
+                                 and the request is not tried again */
 };
 
 /* One run of equal state, for IMAGE_STATUS. */

@@ -32,7 +32,12 @@ static void try_again(struct io_timer *timer)
     queue->space_delay = MIN(queue->space_delay * 2, SPACE_DELAY_MAX);
     while (request) {
         struct image_request *next = request->next;
-        queue_submit(queue, request);
+        if (request->flags & IMAGE_NO_WAIT) {
+            space_served(request);
+            request->done(request, -ENOSPC);
+        } else {
+            queue_submit(queue, request);
+        }
         request = next;
     }
 }
@@ -50,7 +55,7 @@ static bool may_wait(const struct image_request *request)
     const struct layer *top = request->queue->top->layer;
     if (request->op == IMAGE_READ || request->op == IMAGE_STATUS || image_failed(image))
         return false;
-    if (request->queue->refuses_wait)
+    if (request->queue->refuses_wait || (request->flags & IMAGE_NO_WAIT))
         return false;
     if (atomic_load_explicit(&image->wait_for_space, memory_order_relaxed))
         return true;

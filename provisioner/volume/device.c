@@ -71,8 +71,8 @@ int step_server(struct job *job, struct error *err)
     return r < 0 ? r : job_set_number(job, "server_pid", (uint64_t)hello.pid, err);
 }
 
-/* What waits for space would keep the device from ending for ever. A mount that is in use keeps all as it is: the next
- * step refuses. */
+/* What waits for space would keep the device from ending for ever. A mount that is in use keeps all as it is: unmounting
+ * refuses. So does a disk of a VM that its owner has to unplug first. */
 int step_end_waits(struct job *job, struct error *err)
 {
     struct attachment_record a = {0};
@@ -81,7 +81,7 @@ int step_end_waits(struct job *job, struct error *err)
     if (r < 0)
         return r;
     const char *target = job_get(job, "canonical");
-    bool served = strcmp(a.via, "loop") != 0;
+    bool served = strcmp(a.via, "loop") != 0 && (strcmp(a.kind, "vm") != 0 || job_get(job, "qmp")[0]);
     /* Says EBUSY when in use, and else only marks the mount. */
     bool busy = target[0] && umount2(target, MNT_EXPIRE | UMOUNT_NOFOLLOW) < 0 && errno == EBUSY;
     attachment_record_done(&a);

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # A pool that fills up below thin volumes under load. With the policy to pause, writers wait, events tell of it, they go on
 # by themselves once there is space, and nothing is lost; also when platterd is started anew meanwhile, and for both formats.
-# With the policy to fail, writers see ENOSPC, and later writes succeed.
+# Detaching ends a wait. With the policy to fail, writers see ENOSPC, and later writes succeed.
 . "$(dirname "$0")/../lib/functions.sh"
 cleanup_fn umount "$TMP/small" # registered before platterd's clean-up, so done after it
 . "$(dirname "$0")/../lib/platterd.sh"
@@ -66,7 +66,23 @@ for format in qcow2 raw; do
     [ $format = raw ] || qemu-img check -q -f qcow2 "$image" || fail "qemu-img check after the pool was full"
     platter volume delete thin --yes >/dev/null
 
+    # Detaching a volume whose writers wait ends them.
+    occupy 40
+    platter volume create stuck --size 32M --filesystem none --format $format >/dev/null
+    attachment=$(platter attach stuck --to vm --export nbd -o json)
+    aid=$(jq -r .id <<<"$attachment")
+    socket=$(jq -r .socket <<<"$attachment")
     head -c 32M /dev/urandom >"$TMP/noise"
+    nbdcopy --flush "$TMP/noise" "nbd+unix:///stuck?socket=$socket" >"$TMP/nbdcopy" 2>&1 &
+    copier=$!
+    cleanup_fn kill "$copier"
+    until_true 60 condition_is "$aid" no-space
+    kill "$copier"
+    wait "$copier" || true
+    until_true 30 platter detach "$aid"
+    platter volume delete stuck --yes >/dev/null
+    rm "$TMP/small/ballast"
+
     # The other policy.
     occupy 40
     platter volume create brittle --size 32M --filesystem none --format $format --on-no-space fail >/dev/null
