@@ -62,7 +62,7 @@ void flush_done(struct image_request *request, int result)
     /* A layer that found no space for its metadata and keeps it has not failed. */
     if (result < 0 && result != -ENOSPC)
         image_fail(image, result);
-    else if (image_failed(image))
+    if (image_failed(image))
         result = image_failed(image);
 
     (void)pthread_mutex_lock(&image->lock);

@@ -155,6 +155,9 @@ void image_geometry(const struct image *image, struct image_geometry *ret_geomet
 void image_fail(struct image *image, int error)
 {
     int none = 0;
+    /* Nobody shall think that it passes when there is space. */
+    if (error == -ENOSPC || error == ENOSPC || error == -EDQUOT || error == EDQUOT)
+        error = -EIO;
     (void)atomic_compare_exchange_strong(&image->failed, &none, error < 0 ? error : -error);
 }
 

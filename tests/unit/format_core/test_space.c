@@ -179,10 +179,10 @@ static void a_flush_without_space_is_a_failed_flush(void **state)
     client_open(&c, image);
     image_wait_for_space(image, true);
     counting.fail_flush = -ENOSPC;
-    assert_int_equal(client_op(&c, IMAGE_FLUSH, 0, 0, NULL, 0), -ENOSPC);
-    assert_int_equal(image_failed(image), -ENOSPC);
-    assert_int_equal(client_op(&c, IMAGE_WRITE, 0, 0, data, 4096), -ENOSPC);
-    assert_int_equal(client_op(&c, IMAGE_FLUSH, 0, 0, NULL, 0), -ENOSPC);
+    assert_int_equal(client_op(&c, IMAGE_FLUSH, 0, 0, NULL, 0), -EIO);
+    assert_int_equal(image_failed(image), -EIO);
+    assert_int_equal(client_op(&c, IMAGE_WRITE, 0, 0, data, 4096), -EIO);
+    assert_int_equal(client_op(&c, IMAGE_FLUSH, 0, 0, NULL, 0), -EIO);
     assert_int_equal(client_op(&c, IMAGE_READ, 0, 0, data, 4096), 0);
     assert_int_equal(waiting(image), 0);
     client_close(&c);
