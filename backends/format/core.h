@@ -28,6 +28,11 @@ struct image {
 
     _Atomic int failed; /* 0 or the first -errno */
 
+    /* space.c */
+    atomic_bool wait_for_space;
+    _Atomic unsigned space_waiting;
+    _Atomic uint64_t space_refused;
+
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct image_queue *queues[IMAGE_QUEUES_MAX]; /* lock */
@@ -78,6 +83,11 @@ struct image_queue {
     bool grace;   /* a grace period: the count that is not current */
     struct image_request *parked;
     struct image_request **parked_tail;
+    struct image_request *starved; /* put aside for want of space (space.c) */
+    struct image_request **starved_tail;
+    struct io_timer space_timer;
+    uint64_t space_delay; /* ns */
+    bool refuses_wait;
     struct image_request *exclusive; /* the owner granted on this queue, to be started by exclusive_task */
 
     /* Under image->lock. */
@@ -112,6 +122,8 @@ enum {
 
 /* The gate lets it pass: check and start. */
 void queue_start(struct image_queue *queue, struct image_request *request);
+/* image_submit, for a request that came before. */
+void queue_submit(struct image_queue *queue, struct image_request *request);
 /* Hand to the top layer and count. */
 void queue_issue(struct image_queue *queue, struct image_request *request);
 /* The end of a counted request, flushes and all done. */
@@ -121,6 +133,14 @@ void queue_finish(struct image_request *request, int result);
 int queue_add_layer(struct image_queue *queue, struct layer *layer, struct layer_queue *below,
                     struct layer_queue **ret_lq, struct error *err);
 void queue_remove_layer(struct image_queue *queue, struct layer_queue *lq);
+
+/* ---- space.c: loop's thread ---- */
+
+void space_queue_init(struct image_queue *queue);
+/* `request`, not counted any more, ended with -ENOSPC: true when it was put aside, to be tried again. */
+bool space_wait(struct image_request *request);
+/* One that was put aside before is about to be answered. */
+void space_served(struct image_request *request);
 
 /* ---- flush.c: loop's thread ---- */
 

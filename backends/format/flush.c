@@ -59,9 +59,10 @@ static void give_to_queue(struct image_request *request)
 void flush_done(struct image_request *request, int result)
 {
     struct image *image = request->queue->image;
-    if (result < 0)
+    /* A layer that found no space for its metadata and keeps it has not failed. */
+    if (result < 0 && result != -ENOSPC)
         image_fail(image, result);
-    else
+    if (image_failed(image))
         result = image_failed(image);
 
     (void)pthread_mutex_lock(&image->lock);

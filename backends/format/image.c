@@ -130,6 +130,7 @@ int image_open(const struct image_layer *layers, size_t count, const struct imag
         return error_sys(err, ENOMEM, "open an image");
     image->read_only = options->read_only || options->verify_only;
     image->cache_bytes = options->cache_bytes ? options->cache_bytes : CACHE_BYTES_DEFAULT;
+    atomic_store(&image->wait_for_space, options->wait_for_space);
     for (size_t i = 0; i < count; i++)
         image->files[i] = layers[i].file;
     for (size_t i = count; i-- > 0;) {
@@ -169,6 +170,9 @@ void image_geometry(const struct image *image, struct image_geometry *ret_geomet
 void image_fail(struct image *image, int error)
 {
     int none = 0;
+    /* Nobody shall think that it passes when there is space. */
+    if (error == -ENOSPC || error == ENOSPC || error == -EDQUOT || error == EDQUOT)
+        error = -EIO;
     (void)atomic_compare_exchange_strong(&image->failed, &none, error < 0 ? error : -error);
 }
 

@@ -40,6 +40,8 @@ enum image_op {
 enum {
     IMAGE_FUA = 1 << 0,       /* WRITE, WRITE_ZEROES: durable when done */
     IMAGE_MAY_UNMAP = 1 << 1, /* WRITE_ZEROES: may give the space back */
+    IMAGE_NO_WAIT = 1 << 2,   /* never waits for space; may be set on the loop's thread until done(): a wait ends soon,
+                                 and the request is not tried again */
 };
 
 /* One run of equal state, for IMAGE_STATUS. */
@@ -85,7 +87,8 @@ struct image_request {
     uint32_t epoch;    /* parity in which it counts as in flight */
     int result;        /* first error of a chunk */
     uint32_t stage;
-    void *owner; /* for requests that the engine itself makes */
+    uint32_t starved; /* times put aside for want of space */
+    void *owner;      /* for requests that the engine itself makes */
     void (*chain)(struct image_request *request, int result);
     struct io_op io; /* for the layer that has the request: one operation without a pool */
 };
@@ -107,6 +110,7 @@ struct image_options {
     bool alone;         /* with read_only and one layer: open it although it names a layer below. What it leaves to that
                            one reads as zeros */
     bool verify_only;   /* open checks everything but starts no thread and writes nothing */
+    bool wait_for_space; /* see image_wait_for_space */
 };
 
 /* Open layers[0] (top) over layers[1..]. An image that names a backing or data file which `layers` does not
@@ -157,6 +161,22 @@ uint64_t image_snapshot_pause(const struct image *image);
  * image_drain_end. Needs the queues' loops to run. Not nested. */
 void image_drain_begin(struct image *image);
 void image_drain_end(struct image *image);
+
+/* Any thread: what becomes of writes and flushes for which there is no space. true: they wait, without counting as in
+ * flight, and are tried again until there is some; reads, writes that need no space and flushes of what is complete go
+ * on. false (the default): they end with -ENOSPC at once, also those that wait already. */
+void image_wait_for_space(struct image *image, bool wait);
+/* Loop's thread: requests of this queue do not wait, whatever the policy (it is about to be stopped), until told
+ * otherwise. They may end within the call. */
+void image_queue_refuse_wait(struct image_queue *queue, bool refuse);
+
+/* How the image is. Any thread. */
+struct image_condition {
+    int failed;       /* 0, or the -errno that fenced it: every write and flush ends with it until it is opened anew */
+    unsigned waiting; /* requests that wait for space */
+    uint64_t refused; /* requests that ended with -ENOSPC so far */
+};
+void image_condition(const struct image *image, struct image_condition *ret_condition);
 
 /* ---- queues ------------------------------------------------------------------------------------------------ */
 

@@ -42,6 +42,10 @@ struct layer_ops {
      * or later on the same thread. Frozen layers get IMAGE_READ and IMAGE_STATUS only. */
     void (*submit)(struct layer_queue *lq, struct image_request *request);
 
+    /* Optional; loop's thread. There is space on its way back (freed, not yet to be had): what ended with -ENOSPC may
+     * pass soon. */
+    bool (*space_coming)(const struct layer *layer);
+
     /* Required for writable layers; control thread, image drained; may block. When it shrinks the image, what
      * lies beyond reads as zeros already. */
     int (*resize)(struct layer *layer, uint64_t size, struct error *err);
@@ -116,7 +120,8 @@ void image_grace(struct image *image);
  * blocking). That queue may be destroyed before the task runs. */
 bool image_post(struct image *image, struct io_task *task);
 
-/* The first fsync or metadata write error is kept: from then on writes and flushes fail with it. Any thread. */
+/* The first fsync or metadata write error is kept. Not for a flush that found no space for its metadata and keeps it:
+ * that one just ends with -ENOSPC. Any other error of a flush fails the image by itself: from then on writes and flushes fail with it. Any thread. */
 void image_fail(struct image *image, int error);
 int image_failed(const struct image *image); /* 0 or -errno */
 

@@ -70,6 +70,8 @@ void queue_start(struct image_queue *queue, struct image_request *request)
 {
     int r = check(queue->image, request);
     if (unlikely(r != 0)) {
+        if (unlikely(request->starved))
+            space_served(request);
         request->done(request, MIN(r, 0));
         return;
     }
@@ -86,6 +88,12 @@ void queue_start(struct image_queue *queue, struct image_request *request)
 void image_submit(struct image_queue *queue, struct image_request *request)
 {
     request->queue = queue;
+    request->starved = 0;
+    queue_submit(queue, request);
+}
+
+void queue_submit(struct image_queue *queue, struct image_request *request)
+{
     if (likely(!queue->gated)) {
         queue_start(queue, request);
         return;
@@ -107,6 +115,10 @@ void queue_finish(struct image_request *request, int result)
     /* The count first: done() may be the one that destroys the queue. */
     if (--queue->in_flight[request->epoch] == 0 && unlikely(queue->waited))
         gate_idle(queue);
+    if (unlikely(result == -ENOSPC || result == -EDQUOT) && space_wait(request))
+        return;
+    if (unlikely(request->starved))
+        space_served(request);
     request->done(request, result);
 }
 
@@ -193,6 +205,7 @@ int image_queue_create(struct image *image, struct io_loop *loop, struct image_q
     queue->loop = loop;
     flush_queue_init(queue);
     chain_queue_init(queue);
+    space_queue_init(queue);
     chain_builder_enter(image);
     int r = create_layer_queues(queue, err);
     if (r == 0) {
@@ -215,7 +228,7 @@ struct image_queue *image_queue_destroy(struct image_queue *queue)
 {
     if (!queue)
         return NULL;
-    assert(queue->in_flight[0] + queue->in_flight[1] == 0 && !queue->parked && !queue->exclusive);
+    assert(queue->in_flight[0] + queue->in_flight[1] == 0 && !queue->parked && !queue->exclusive && !queue->starved);
     struct image *image = queue->image;
     queue->leaving = true;
     chain_builder_enter(image);

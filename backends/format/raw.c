@@ -94,6 +94,8 @@ static void raw_queue_destroy(struct layer_queue *lq)
 static void raw_done(struct io_op *op, int result)
 {
     struct image_request *request = request_of(op);
+    if (op->kind == IO_FLUSH && result < 0)
+        image_fail(image_queue_image(request->queue), result);
     if (__builtin_expect(result == -EOPNOTSUPP || result == -EINVAL, 0) && op->kind == IO_DISCARD) {
         if (request->op == IMAGE_DISCARD) {
             result = 0; /* a hint that this file cannot take */

@@ -126,6 +126,10 @@ static int print_metrics(FILE *out, struct manager *manager, struct error *err)
     count_all(counts, array, "kind");
     print_counts(out, "platter_attachments", "Attachments by kind.", "kind", counts);
     json_decref(counts);
+    counts = json_object();
+    count_all(counts, array, "condition");
+    print_counts(out, "platter_attachment_conditions", "Block servers' images by condition.", "condition", counts);
+    json_decref(counts);
     json_decref(array);
     r = manager_job_list(manager, NULL, &array, err);
     if (r < 0)

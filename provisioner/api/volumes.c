@@ -43,6 +43,7 @@ int handle_volume_create(struct request *request, struct error *err)
         {"compression", MEMBER_TEXT, offsetof(struct volume_spec, compression), false, "zlib|zstd", 0},
         {"refcount_bits", MEMBER_U32, offsetof(struct volume_spec, refcount_bits), false, NULL, 64},
         {"preallocate", MEMBER_BOOL, offsetof(struct volume_spec, preallocate), false, NULL, 0},
+        {"on_no_space", MEMBER_TEXT, offsetof(struct volume_spec, on_no_space), false, "pause|fail", 0},
         {"filesystem", MEMBER_TEXT, offsetof(struct volume_spec, filesystem), false, "ext4|xfs|none", 0},
         MEMBERS_END,
     };

@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -81,10 +82,27 @@ void nbd_connection_check(struct nbd_connection *connection)
         connection->busy > 0 || (!connection->broken && nbd_reply_pending(connection)))
         return;
     io_timer_cancel(thread->base.loop, &connection->handshake);
+    if (connection->hangup.active)
+        io_watch_remove(thread->base.loop, &connection->hangup);
     unlink_connection(connection);
     destroy(connection);
     atomic_fetch_sub(&thread->export->clients, 1);
     nbd_thread_connection_gone(thread);
+}
+
+/* A client that is gone does its writes again on another connection: they must not come late over those. */
+static void end_waits(struct nbd_connection *connection)
+{
+    connection->gone = true;
+    for (unsigned i = 0; i < NBD_SLOTS; i++)
+        connection->slots[i].image.flags |= IMAGE_NO_WAIT;
+}
+
+/* What it had sent before is still done, as far as that needs no waiting. */
+static void hung_up(struct io_watch *watch, uint32_t revents)
+{
+    if (revents & (POLLHUP | POLLERR))
+        end_waits((void *)((char *)watch - offsetof(struct nbd_connection, hangup)));
 }
 
 void nbd_connection_end(struct nbd_connection *connection)
@@ -92,6 +110,7 @@ void nbd_connection_end(struct nbd_connection *connection)
     if (connection->ending)
         return;
     connection->ending = true;
+    end_waits(connection);
     (void)shutdown(connection->fd, SHUT_RD); /* ends the receive that is under way */
 }
 
@@ -118,6 +137,8 @@ static void start(struct io_task *task)
     connection->next = thread->connections;
     thread->connections = connection;
     io_timer_arm(thread->base.loop, &connection->handshake, NBD_HANDSHAKE_NS);
+    connection->hangup = (struct io_watch){.fd = connection->fd, .events = POLLHUP, .ready = hung_up};
+    (void)io_watch_add(thread->base.loop, &connection->hangup); /* without it an end is seen by reading */
     nbd_handshake_greet(connection);
     nbd_receive_advance(connection);
 }

@@ -77,6 +77,9 @@ struct nbd_connection {
     uint64_t size;   /* bytes: what this client was told */
     struct io_timer handshake;
 
+    struct io_watch hangup; /* also seen while nothing is read */
+    bool gone;              /* the client is: its requests wait for no space */
+
     bool ending;    /* nothing more is read */
     bool broken;    /* and nothing more is sent */
     bool advancing; /* the parser is on the stack */

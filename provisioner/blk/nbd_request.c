@@ -131,7 +131,8 @@ static void submit(struct nbd_slot *slot, enum image_op op, uint32_t flags)
     bool data = op == IMAGE_READ || op == IMAGE_WRITE;
     slot->image = (struct image_request){
         .op = op,
-        .flags = flags | (slot->command->flags & NBD_CMD_FUA && op != IMAGE_DISCARD ? (uint32_t)IMAGE_FUA : 0),
+        .flags = flags | (slot->command->flags & NBD_CMD_FUA && op != IMAGE_DISCARD ? (uint32_t)IMAGE_FUA : 0) |
+                 (slot->connection->gone ? (uint32_t)IMAGE_NO_WAIT : 0),
         .offset = slot->offset,
         .length = slot->length,
         .iov = data ? &slot->iov : NULL,
@@ -141,7 +142,7 @@ static void submit(struct nbd_slot *slot, enum image_op op, uint32_t flags)
     if (op == IMAGE_STATUS)
         slot->image.status = &slot->status;
     if (op == IMAGE_READ || op == IMAGE_FLUSH || op == IMAGE_STATUS)
-        slot->image.flags = 0;
+        slot->image.flags &= IMAGE_NO_WAIT;
     slot->command->pending++;
     connection->busy++;
     image_submit(connection->thread->base.queue, &slot->image);

@@ -38,6 +38,7 @@ struct server {
     struct image *image;                                 /* NULL = none open */
     bool open_failed;
     struct snapshots snapshots;
+    bool wait_for_space; /* the policy; not while exports end */
     struct exports exports;
     bool ending;
     int exit_status;
@@ -68,6 +69,17 @@ static int add_member(struct call *call, const char *name, json_t *value, struct
 
 /* ---- the requests ------------------------------------------------------------------------------------------ */
 
+/* {"state": "ok" | "no-space" | "failed", "cause", "waiting", "refused"} */
+static json_t *describe_condition(const struct server *s)
+{
+    struct image_condition c = {0};
+    if (s->image)
+        image_condition(s->image, &c);
+    const char *state = c.failed ? "failed" : c.waiting ? "no-space" : "ok";
+    return json_pack("{s:s, s:s*, s:I, s:I}", "state", state, "cause", c.failed ? strerror(-c.failed) : NULL, "waiting",
+                     (json_int_t)c.waiting, "refused", (json_int_t)c.refused);
+}
+
 static int do_hello(struct server *s, struct call *call, struct error *err)
 {
     struct image_geometry geometry = {0};
@@ -76,9 +88,10 @@ static int do_hello(struct server *s, struct call *call, struct error *err)
         image_geometry(s->image, &geometry);
         state = "open";
     }
-    json_t *members = json_pack("{s:i, s:s, s:i, s:s, s:I, s:b, s:o}", "protocol", PROTOCOL, "version", PLATTER_VERSION,
-                                "pid", (int)getpid(), "state", state, "size", (json_int_t)geometry.size, "read_only",
-                                geometry.read_only, "exports", exports_describe(&s->exports, false));
+    json_t *members =
+        json_pack("{s:i, s:s, s:i, s:s, s:I, s:b, s:o, s:o}", "protocol", PROTOCOL, "version", PLATTER_VERSION, "pid",
+                  (int)getpid(), "state", state, "size", (json_int_t)geometry.size, "read_only", geometry.read_only,
+                  "exports", exports_describe(&s->exports, false), "condition", describe_condition(s));
     if (!members || json_object_update_new(call->answer, members) < 0)
         return error_sys(err, ENOMEM, "answer");
     return 0;
@@ -135,7 +148,15 @@ static int do_unexport(struct server *s, struct call *call, struct error *err)
 {
     const char *name;
     int r = member_required_string(call->request, "name", EXPORT_NAME_MAX, &name, err);
-    return r < 0 ? r : exports_stop(&s->exports, name, err);
+    if (r < 0)
+        return r;
+    /* The export's requests must end; those of others that wait end with them. */
+    if (s->image)
+        image_wait_for_space(s->image, false);
+    r = exports_stop(&s->exports, name, err);
+    if (s->image)
+        image_wait_for_space(s->image, s->wait_for_space);
+    return r;
 }
 
 static int do_resize(struct server *s, struct call *call, struct error *err)
@@ -175,14 +196,33 @@ static int do_flush(struct server *s, struct call *call, struct error *err)
     return r < 0 ? r : blocking_flush_once(s->image, err);
 }
 
+/* Another policy from now on; what waits ends when it is to fail. */
+static int do_policy(struct server *s, struct call *call, struct error *err)
+{
+    const char *policy = NULL;
+    int r = need_image(s, err);
+    if (r == 0)
+        r = member_required_string(call->request, "on_no_space", 15, &policy, err);
+    if (r < 0)
+        return r;
+    if (strcmp(policy, "pause") != 0 && strcmp(policy, "fail") != 0)
+        return error_set(err, EINVAL, "on_no_space must be pause or fail");
+    s->wait_for_space = strcmp(policy, "pause") == 0;
+    image_wait_for_space(s->image, s->wait_for_space);
+    return 0;
+}
+
 static int do_stats(struct server *s, struct call *call, struct error *err)
 {
-    return add_member(call, "exports", exports_describe(&s->exports, true), err);
+    int r = add_member(call, "condition", describe_condition(s), err);
+    return r < 0 ? r : add_member(call, "exports", exports_describe(&s->exports, true), err);
 }
 
 static int do_close(struct server *s, struct call *call, struct error *err)
 {
     (void)call;
+    if (s->image)
+        image_wait_for_space(s->image, false);
     exports_stop_all(&s->exports);
     int r = image_close(steal_ptr(&s->image), err);
     s->ending = true;
@@ -197,8 +237,8 @@ static const struct {
 } requests[] = {
     {"hello", false, do_hello},       {"open", true, do_open},      {"export", true, do_export},
     {"unexport", false, do_unexport}, {"resize", false, do_resize}, {"snapshot", true, do_snapshot},
-    {"rebase", true, do_rebase},      {"flush", false, do_flush},   {"stats", false, do_stats},
-    {"close", false, do_close},
+    {"rebase", true, do_rebase},      {"flush", false, do_flush},   {"policy", false, do_policy},
+    {"stats", false, do_stats},       {"close", false, do_close},
 };
 
 static int handle(struct server *s, struct call *call, struct error *err)

@@ -160,6 +160,7 @@ static bool ring_turn(struct io_hook *hook)
     if (ring->stopping && !ring->in_flight) {
         struct vhost_user_call *call = ring->stopping;
         ring->stopping = NULL;
+        image_queue_refuse_wait(ring->thread->queue, false);
         vhost_user_call_done(call, 0);
     }
     return more;
@@ -273,7 +274,8 @@ static void stop_call(struct vhost_user_call *call)
     struct vhost_user_ring *ring = call->object;
     ring->active = false;
     io_watch_remove(ring->thread->loop, &ring->kick);
-    ring->stopping = call; // the hook of the next turn sees whether something is in flight
+    image_queue_refuse_wait(ring->thread->queue, true); // or it would not end until there is space
+    ring->stopping = call;                              // the hook of the next turn sees whether something is in flight
 }
 
 void vhost_user_ring_stop(struct vhost_user_ring *ring)

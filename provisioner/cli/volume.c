@@ -184,6 +184,7 @@ static const struct value_spec create_options[] = {
     {"compression", VALUE_CHOICE, "compression", "of compressed clusters in qcow2", "zlib|zstd"},
     {"refcount-bits", VALUE_NUMBER, "refcount_bits", "of qcow2: 1 to 64, a power of two", "N"},
     {"preallocate", VALUE_FLAG, "preallocate", "raw: reserve all its space now"},
+    {"on-no-space", VALUE_CHOICE, "on_no_space", "writes that the pool has no space for: wait, or fail", "pause|fail"},
     {NULL},
 };
 

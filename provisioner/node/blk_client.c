@@ -277,6 +277,11 @@ int blk_flush(struct blk_client *c, struct error *err)
     return call(c, "flush", json_object(), NULL, 0, DISK_MS, NULL, err);
 }
 
+int blk_policy(struct blk_client *c, const char *on_no_space, struct error *err)
+{
+    return call(c, "policy", json_pack("{s:s}", "on_no_space", on_no_space), NULL, 0, HELLO_MS, NULL, err);
+}
+
 int blk_stats(struct blk_client *c, json_t **ret_stats, struct error *err)
 {
     json_t *answer = NULL;

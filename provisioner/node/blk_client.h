@@ -106,8 +106,11 @@ uint64_t blk_snapshot_pause_us(const struct blk_client *client);
  * one's clusters (or subclusters) are whole clusters of the lower one, or that is raw: what it changes there is then covered
  * by the upper one. The lower layer is opened anew by this call. */
 int blk_rebase(struct blk_client *client, const struct blk_layer *layers, size_t count, struct error *err);
+/* "pause": requests without space wait for it. "fail" (at first): they end with ENOSPC, also those that wait now. */
+int blk_policy(struct blk_client *client, const char *on_no_space, struct error *err);
 int blk_flush(struct blk_client *client, struct error *err);
-/* {"exports": [{name, kind, reads, writes, flushes, discards, read_bytes, write_bytes, errors, clients}]}: the
+/* {"condition": {state: "ok"|"no-space"|"failed", cause, waiting, refused},
+ *  "exports": [{name, kind, reads, writes, flushes, discards, read_bytes, write_bytes, errors, clients}]}: the
  * caller's reference. */
 int blk_stats(struct blk_client *client, json_t **ret_stats, struct error *err);
 

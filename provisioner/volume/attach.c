@@ -432,6 +432,7 @@ const struct job_kind job_attach_vm = {
 };
 
 static const struct job_step detach_steps[] = {
+    {.name = "end-waits", .run = step_end_waits, .undo = undo_end_waits},
     {.name = "unplug", .run = step_unplug},
     {.name = "unmount", .run = step_unmount},
     {.name = "loop", .run = undo_loop, .final = true},

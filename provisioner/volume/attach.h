@@ -21,6 +21,8 @@ char *attach_facts_text(const struct job *job);
 
 int step_server(struct job *job, struct error *err);
 int undo_server(struct job *job, struct error *err);
+int step_end_waits(struct job *job, struct error *err);
+int undo_end_waits(struct job *job, struct error *err);
 int step_fuse(struct job *job, struct error *err);
 int undo_fuse(struct job *job, struct error *err);
 int step_loop(struct job *job, struct error *err);

@@ -92,11 +92,12 @@ static int intent_fill(const struct volume_spec *s, const struct pool_record *po
         l->extended_l2 = s->extended_l2;
         text_copy(l->compression, s->compression ? s->compression : "zlib");
     }
-    CLEANUP_JSON json_t *spec =
-        json_pack("{s:s, s:s, s:I, s:s, s:i, s:i, s:b, s:s, s:i, s:b, s:s}", "kind", "create", "pool", pool->id, "size",
-                  (json_int_t)size, "format", l->format, "cluster_size", (int)l->cluster_size, "version",
-                  (int)l->version, "extended_l2", l->extended_l2, "compression", l->compression, "refcount_bits",
-                  (int)l->refcount_bits, "preallocate", s->preallocate, "filesystem", v->filesystem);
+    bool fail = s->on_no_space && strcmp(s->on_no_space, "fail") == 0; /* the default is left out */
+    CLEANUP_JSON json_t *spec = json_pack(
+        "{s:s, s:s, s:I, s:s, s:i, s:i, s:b, s:s, s:i, s:b, s:s, s:s*}", "kind", "create", "pool", pool->id, "size",
+        (json_int_t)size, "format", l->format, "cluster_size", (int)l->cluster_size, "version", (int)l->version,
+        "extended_l2", l->extended_l2, "compression", l->compression, "refcount_bits", (int)l->refcount_bits,
+        "preallocate", s->preallocate, "filesystem", v->filesystem, "on_no_space", fail ? "fail" : NULL);
     CLEANUP_FREE char *text = json_text(spec);
     if (!text)
         return error_sys(err, ENOMEM, "new volume");

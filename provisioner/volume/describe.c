@@ -47,6 +47,11 @@ static void describe_layers(struct manager *m, const struct volume_record *recor
         (void)json_object_set_new(json, "used", json_integer((json_int_t)used));
 }
 
+const char *volume_on_no_space(const struct volume_record *volume)
+{
+    return strstr(volume->spec, "\"on_no_space\":\"fail\"") ? "fail" : "pause";
+}
+
 json_t *describe_volume(struct manager *m, const struct volume_record *record)
 {
     struct pool_record pool = {0};
@@ -54,9 +59,10 @@ json_t *describe_volume(struct manager *m, const struct volume_record *record)
     size_t count = 0;
     (void)catalogue_pool_find(m->catalogue, record->pool_id, &pool, NULL);
     (void)catalogue_attachment_list(m->catalogue, record->id, &attachments, &count, NULL);
-    json_t *ids = json_array();
+    json_t *ids = json_array(), *conditions = json_object();
     for (size_t i = 0; i < count; i++) {
         (void)json_array_append_new(ids, json_string(attachments[i].id));
+        condition_describe(m, attachments[i].id, conditions);
         attachment_record_done(&attachments[i]);
     }
     const char *state = count && strcmp(record->state, "available") == 0 ? "attached" : record->state;
@@ -64,6 +70,9 @@ json_t *describe_volume(struct manager *m, const struct volume_record *record)
                              record->name, "kind", record->kind, "pool", pool.name, "state", state, "size",
                              (json_int_t)record->size, "filesystem", record->filesystem, "formatted", record->formatted,
                              "attachments", ids, "created", (json_int_t)record->created);
+    (void)json_object_set_new(json, "on_no_space", json_string(volume_on_no_space(record)));
+    (void)json_object_update(json, conditions);
+    json_decref(conditions);
     describe_layers(m, record, json);
     return json;
 }
@@ -123,6 +132,7 @@ json_t *describe_attachment(struct manager *m, const struct attachment_record *r
         if (value)
             (void)json_object_set(json, shown[i], value);
     }
+    condition_describe(m, record->id, json);
     return json;
 }
 

@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
+#include "common/log.h"
 #include "provisioner/node/fuse_mount.h"
 #include "provisioner/node/loop.h"
 #include "provisioner/volume/attach.h"
@@ -43,6 +45,16 @@ static int server_open(struct job *job, struct blk_client *client, struct error 
     return r < 0 ? r : blk_open(client, chain.layers, chain.count, read_only, 0, &geometry, err);
 }
 
+static int server_policy(struct job *job, struct blk_client *client, struct error *err)
+{
+    struct volume_record volume = {0};
+    int r = job_volume(job, &volume, err);
+    if (r < 0)
+        return r;
+    r = blk_policy(client, volume_on_no_space(&volume), err);
+    return r == -EOPNOTSUPP ? 0 : r; /* an older server: it fails them */
+}
+
 int step_server(struct job *job, struct error *err)
 {
     if (attach_via(job, "loop"))
@@ -54,7 +66,38 @@ int step_server(struct job *job, struct error *err)
         r = blk_hello(client, &hello, err);
     if (r == 0 && hello.state != BLK_OPEN)
         r = server_open(job, client, err);
+    if (r == 0)
+        r = server_policy(job, client, err);
     return r < 0 ? r : job_set_number(job, "server_pid", (uint64_t)hello.pid, err);
+}
+
+/* What waits for space would keep the device from ending for ever. A mount that is in use keeps all as it is: unmounting
+ * refuses. So does a disk of a VM that its owner has to unplug first. */
+int step_end_waits(struct job *job, struct error *err)
+{
+    struct attachment_record a = {0};
+    struct blk_client *client;
+    int r = job_attachment(job, &a, err);
+    if (r < 0)
+        return r;
+    const char *target = job_get(job, "canonical");
+    bool served = strcmp(a.via, "loop") != 0 && (strcmp(a.kind, "vm") != 0 || job_get(job, "qmp")[0]);
+    /* Says EBUSY when in use, and else only marks the mount. */
+    bool busy = target[0] && umount2(target, MNT_EXPIRE | UMOUNT_NOFOLLOW) < 0 && errno == EBUSY;
+    attachment_record_done(&a);
+    if (!served || busy || server_connect(job->manager, job->record.attachment_id, &client, NULL) < 0)
+        return 0;
+    if (blk_policy(client, "fail", NULL) < 0)
+        log_warning("attachment %s: what waits for space could not be ended", job->record.attachment_id);
+    return 0;
+}
+
+int undo_end_waits(struct job *job, struct error *err)
+{
+    struct blk_client *client;
+    if (server_connect(job->manager, job->record.attachment_id, &client, NULL) < 0)
+        return 0;
+    return server_policy(job, client, err);
 }
 
 int undo_server(struct job *job, struct error *err)

@@ -65,4 +65,7 @@ int abandon_new_volume(struct job *job, const struct error *cause, bool undone, 
 /* finish for them: "available", with an event. */
 int finish_new_volume(struct job *job, struct error *err);
 
+/* "pause" or "fail", by the volume's record. */
+const char *volume_on_no_space(const struct volume_record *volume);
+
 #endif

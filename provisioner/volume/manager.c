@@ -118,6 +118,8 @@ static int manager_setup(struct manager *m, const struct manager_options *option
     if (r == 0)
         r = manager_reconcile(m, err);
     if (r == 0)
+        r = conditions_start(m, err);
+    if (r == 0)
         r = scheduler_start(m, err);
     if (r == 0)
         merge_schedule_all(m);
@@ -150,6 +152,7 @@ struct manager *manager_stop(struct manager *m)
     if (!m)
         return NULL;
     scheduler_stop(m);
+    conditions_stop(m);
     if (m->supervisor_running)
         watch_stop(m);
     supervisor_stop(m);

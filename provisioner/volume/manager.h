@@ -44,6 +44,8 @@ struct manager {
     bool supervisor_running;
     int epoll_fd, wake_fd, timer_fd;
 
+    struct conditions *conditions; /* NULL = not watched */
+
     pthread_mutex_t events_lock;
     pthread_cond_t events_idle; /* no callback runs */
     struct event_subscription *subscriptions;
@@ -81,6 +83,13 @@ int64_t manager_now_ms(void); /* CLOCK_MONOTONIC */
 
 int supervisor_start(struct manager *manager, struct error *err);
 void supervisor_stop(struct manager *manager);
+
+/* What the block servers say of themselves and how full the pools are (condition.c): events volume.no-space,
+ * volume.space-returned, volume.failed, pool.low-space, pool.space-returned. */
+int conditions_start(struct manager *manager, struct error *err);
+void conditions_stop(struct manager *manager);
+/* Adds "condition" ("ok", "no-space", "failed"), "waiting" and "cause" to an attachment's description, once known. */
+void condition_describe(struct manager *manager, const char *attachment_id, json_t *json);
 
 /* JSON of records; new references. */
 json_t *describe_volume(struct manager *manager, const struct volume_record *record);

@@ -113,6 +113,7 @@ struct volume_spec {
     const char *compression; /* qcow2: "zlib", "zstd"; NULL = "zlib" */
     uint32_t refcount_bits;  /* qcow2: 0 = 16 */
     bool preallocate;        /* raw */
+    const char *on_no_space; /* "pause" or "fail": writes that the pool has no space for; NULL = "pause" */
     const char *filesystem;  /* "ext4", "xfs" or "none": what the first mount makes; NULL = "ext4" */
 };
 

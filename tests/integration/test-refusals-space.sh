@@ -39,7 +39,7 @@ platter volume create little --size 1M --pool tight --filesystem none >/dev/null
 refused 6 'space|promise|overprovision' platter volume resize little 60T
 
 # A file system that is full below a volume in use: the writer sees an error, later writes succeed again, nothing is broken.
-platter volume create thin --size 64M --pool small --filesystem none >/dev/null
+platter volume create thin --on-no-space fail --size 64M --pool small --filesystem none >/dev/null
 attachment=$(platter attach thin --to device -o json)
 device=$(jq -r .device <<<"$attachment")
 if dd if="$TMP/noise" of="$device" bs=1M oflag=direct status=none 2>"$TMP/said"; then fail "40 MiB fit into 24"; fi

@@ -247,6 +247,13 @@ bool allocator_has_freed(const struct allocator *allocator)
     return a->tail > a->tied;
 }
 
+bool allocator_freeing(const struct allocator *allocator)
+{
+    struct allocator *a = (struct allocator *)allocator; /* for its lock only */
+    LOCK_SCOPE(&a->lock);
+    return a->tail > a->head;
+}
+
 void allocator_commit_begin(struct allocator *a)
 {
     LOCK_SCOPE(&a->lock);

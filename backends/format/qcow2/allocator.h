@@ -43,6 +43,8 @@ bool allocator_pressure(const struct allocator *allocator);
  * dirty tables, ties everything freed so far to this commit; end with its result, after its last flush. */
 void allocator_commit_begin(struct allocator *allocator);
 void allocator_commit_end(struct allocator *allocator, int result);
+/* True when freed clusters are on their way back: waiting for a commit, a grace period, or the reaper. */
+bool allocator_freeing(const struct allocator *allocator);
 /* True when freed clusters wait for a commit. */
 bool allocator_has_freed(const struct allocator *allocator);
 

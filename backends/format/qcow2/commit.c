@@ -60,6 +60,8 @@ struct commit {
     struct commit_op ops[COMMIT_OPS];
     uint32_t free_ops; /* bitmap */
     struct io_op flush;
+    atomic_bool stuck; /* the last one ended so */
+    bool unwritten;    /* a write found no space: nothing is lost, all stays dirty */
 };
 
 static void run_round(struct commit *c);
@@ -136,6 +138,11 @@ bool commit_pending(const struct qcow2 *q)
 bool commit_pressure(const struct qcow2 *q)
 {
     return q->slices->dirty_count > MAX(q->slices->count / 2, 1) || allocator_pressure(q->allocator);
+}
+
+bool commit_stuck(const struct qcow2 *q)
+{
+    return atomic_load_explicit(&q->commit->stuck, memory_order_relaxed);
 }
 
 bool commit_running(const struct qcow2 *q)
@@ -226,6 +233,7 @@ static void begin(struct commit *c, struct data_queue *queue)
     c->joined = c->waiters;
     c->waiters = NULL;
     c->result = image_failed(q->base.image);
+    c->unwritten = false;
     /* The dirty list is oldest first: so many from its head are all that is dirty now. */
     c->slices_left = q->slices->dirty_count;
     c->l1_left = c->l1_dirty_count;
@@ -295,10 +303,15 @@ static void end(struct commit *c)
 {
     struct qcow2 *q = c->q;
     int result = c->result;
-    if (result < 0)
+    if (result < 0 && !c->unwritten)
         image_fail(q->base.image, result);
     allocator_commit_end(q->allocator, result);
+    atomic_store_explicit(&c->stuck, c->unwritten, memory_order_relaxed);
     LOCK_SCOPE(&q->lock);
+    if (c->unwritten) {
+        c->need_barrier = true;
+        waiters_wake(&q->data->victim_waiters, result); /* no table becomes clean soon */
+    }
     waiters_wake(&c->joined, result);
     c->queue = NULL;
     c->running = false;
@@ -367,8 +380,10 @@ static void write_done(struct io_op *op, int result)
     struct commit *c = w->commit;
     c->free_ops |= 1u << (w - c->ops);
     c->in_flight--;
-    if (result < 0 && !c->result)
+    if (result < 0 && !c->result) {
         c->result = flush_result(c, result);
+        c->unwritten = c->result == -ENOSPC;
+    }
     submit_writes(c);
 }
 
@@ -482,8 +497,10 @@ int qcow2_commit_blocking(struct qcow2 *q)
         qsort(c->records, c->record_count, sizeof(c->records[0]), by_offset);
         if (c->barrier)
             c->result = flush_result(c, io_file_flush(q->base.file));
-        if (c->result == 0)
+        if (c->result == 0) {
             c->result = write_blocking(c);
+            c->unwritten = c->result == -ENOSPC;
+        }
         (void)pthread_mutex_lock(&q->lock);
         round_end(c);
         collect(c);

@@ -32,6 +32,8 @@ void commit_need_barrier(struct qcow2 *q);
 /* L1 entry `index` changed in memory. */
 void commit_l1_dirty(struct qcow2 *q, uint32_t index);
 /* One is under way: what it collected is not durable yet. */
+/* Any thread, no lock: the last one found no space for tables, and all stays dirty. */
+bool commit_stuck(const struct qcow2 *q);
 bool commit_running(const struct qcow2 *q);
 /* Metadata waits to be written. */
 bool commit_pending(const struct qcow2 *q);

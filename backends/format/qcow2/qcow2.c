@@ -10,6 +10,7 @@
 
 #include "backends/format/qcow2/allocator.h"
 #include "backends/format/qcow2/bitmaps.h"
+#include "backends/format/qcow2/commit.h"
 #include "backends/format/qcow2/control.h"
 #include "backends/format/qcow2/guard.h"
 #include "backends/format/qcow2/keeper.h"
@@ -198,6 +199,12 @@ static int qcow2_close(struct layer *layer, struct error *err)
     return r < 0 ? error_sys(err, r, "write a qcow2 image back") : 0;
 }
 
+static bool qcow2_space_coming(const struct layer *layer)
+{
+    const struct qcow2 *q = (const struct qcow2 *)layer;
+    return q->allocator && allocator_freeing(q->allocator) && !commit_stuck(q);
+}
+
 const struct layer_ops qcow2_layer_ops = {
     .name = "qcow2",
     .open = qcow2_open,
@@ -205,6 +212,7 @@ const struct layer_ops qcow2_layer_ops = {
     .queue_create = qcow2_queue_create,
     .queue_destroy = qcow2_queue_destroy,
     .submit = qcow2_submit,
+    .space_coming = qcow2_space_coming,
     .resize = qcow2_resize,
     .freeze = qcow2_freeze,
     .retire = qcow2_retire,

@@ -9,6 +9,7 @@
  */
 #include "backends/format/qcow2/reserve.h"
 
+#include <errno.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -104,8 +105,24 @@ static int make_zero(struct allocator *a, const struct extent *extent)
     return r < 0 ? r : io_file_allocate(file, offset, length);
 }
 
+/* Tables are written long after what they say was acknowledged. Clusters have their place in the file before they are
+ * handed out; L1 may have been made as a hole, by other tools. */
+static int place_l1(struct allocator *a)
+{
+    const struct qcow2 *q = a->q;
+    uint64_t bytes = align_up((uint64_t)q->header.l1_size * 8, q->cluster_size);
+    if (a->l1_placed || q->base.file->block_device || !bytes)
+        return 0;
+    int r = io_file_allocate(q->base.file, q->l1_offset, bytes);
+    a->l1_placed = r == 0;
+    return r == -EDQUOT ? -ENOSPC : r;
+}
+
 static int prepare(struct allocator *a, const struct batch *batch)
 {
+    int placed = place_l1(a);
+    if (placed < 0)
+        return placed;
     for (size_t i = 0; i < batch->count; i++) {
         const struct extent *extent = &batch->extents[i];
         int r = refcounts_ensure_length(a->q->refcounts, (extent->cluster + extent->count) << a->q->cluster_bits);

@@ -48,6 +48,7 @@ struct allocator {
     uint64_t keep;        /* bytes: the file is not made shorter than this */
     uint64_t cursor;      /* no free cluster below */
     uint64_t fresh_from;  /* clusters from here on were never used: zeros */
+    bool l1_placed;       /* no part of L1 is a hole: a commit needs no space for it */
     uint64_t refused;     /* extents that the overlap guard kept from being taken or freed */
     uint64_t underflows;  /* clusters freed more often than counted */
 
