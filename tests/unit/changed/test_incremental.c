@@ -61,8 +61,9 @@ static int export_since(const struct kind *kind, unsigned base, unsigned top, co
 /* Make the file "replica" an empty image over layer `base`. */
 static void make_replica(const struct kind *kind, unsigned base, uint64_t size)
 {
-    struct image_create_options options = {.size = size, .backing = "base", .backing_format = "qcow2"};
-    (void)kind, (void)base;
+    char label[32];
+    struct image_create_options options = {.size = size, .backing = label, .backing_format = layer_format(kind, base)};
+    (void)snprintf(label, sizeof(label), "layer-%u", base);
     (void)close(open_fd(scratch("replica"), O_RDWR | O_CREAT | O_TRUNC));
     struct io_file *file = file_open(scratch("replica"), true);
     assert_int_equal(image_create(file, "qcow2", &options, NULL), 0);
