@@ -14,7 +14,7 @@
 #define IMAGE_QUEUES_MAX 64u
 
 struct image {
-    /* The chain, 0 = top, with room for IMAGE_LAYERS_MAX. Changed under lock by the control thread (snapshot.c), while the
+    /* The chain, 0 = top, with room for IMAGE_LAYERS_MAX. Changed under lock by the control thread (snapshot.c, rebase.c), while the
      * gate is closed, every queue drained and `builders` 0; so under lock, in a request and as a builder it may be read. */
     struct layer **layers;
     struct io_file **files;
@@ -48,12 +48,14 @@ struct image {
     struct image_request *flush_waiting; /* came while it ran */
     struct image_request **flush_waiting_tail;
 
-    /* A snapshot under way (snapshot.c), under lock. */
-    unsigned builders;       /* threads that create or destroy a queue just now */
-    struct layer *incoming;  /* every queue gets a layer queue for it */
-    unsigned attach_waiting; /* queues that have not done so, or not undone it */
-    int attach_result;       /* the first error */
-    uint64_t snapshot_pause; /* ns: how long the last snapshot held requests */
+    /* A change of the chain under way (chain.c), under lock. */
+    unsigned builders; /* threads that create or destroy a queue just now */
+    struct layer *
+        *incoming; /* every queue gets its parts of these; the last one stands over the present top or nothing */
+    size_t incoming_count;
+    unsigned prepare_waiting; /* queues that have not done so, or not undone it */
+    int prepare_result;       /* the first error */
+    uint64_t snapshot_pause;  /* ns: how long the last snapshot held requests */
 
     pthread_mutex_t grace_lock; /* one grace period at a time */
     unsigned grace_waiting;     /* lock: queues that have not passed it */
@@ -63,8 +65,9 @@ struct image_queue {
     struct image *image;
     struct io_loop *loop;
     struct layer_queue *top;
-    struct layer_queue **lqs; /* one for each layer, with room for IMAGE_LAYERS_MAX */
-    struct layer_queue *next; /* of image->incoming */
+    struct layer_queue **lqs;  /* one for each layer, with room for IMAGE_LAYERS_MAX */
+    struct layer_queue **next; /* of image->incoming, or what has left the chain; the same room */
+    size_t next_count;
 
     /* Loop's thread. Requests in flight are counted by the parity that was current when they started. */
     uint64_t in_flight[2];
@@ -80,10 +83,10 @@ struct image_queue {
     /* Under image->lock. */
     bool drained;       /* reported for this closing of the gate */
     bool grace_pending; /* not yet reported for this grace period */
-    bool attach_pending;
+    bool prepare_pending;
     bool gate_posted;
     bool grace_posted;
-    bool attach_posted;
+    bool prepare_posted;
     bool flush_posted;
     struct image_request *flush_ready; /* for flush_task: to be issued, or to be ended */
 
@@ -92,7 +95,7 @@ struct image_queue {
 
     struct io_task gate_task;
     struct io_task grace_task;
-    struct io_task attach_task;
+    struct io_task prepare_task;
     struct io_task exclusive_task;
     struct io_task flush_task;
 };
@@ -157,14 +160,22 @@ size_t image_cache_share(const struct image *image, size_t count, size_t index);
 /* Under lock, drained: after the top layer or its size changed. */
 void image_update_geometry(struct image *image);
 
-/* ---- snapshot.c ---- */
+/* ---- chain.c ---- */
 
 /* Any thread: as long as builders are there the chain does not change. */
-void snapshot_builder_enter(struct image *image);
-void snapshot_builder_leave(struct image *image);
-void snapshot_queue_init(struct image_queue *queue);
-/* Under lock: `queue` has a layer queue for the incoming layer, or has got rid of it, or is gone. */
-void snapshot_report_attached(struct image_queue *queue, int result);
+void chain_builder_enter(struct image *image);
+void chain_builder_leave(struct image *image);
+/* Under lock, control thread. */
+void chain_wait_for_builders(struct image *image);
+void chain_queue_init(struct image_queue *queue);
+/* Loop's thread, a builder or the prepare task: the queue's parts of image->incoming; undo all that is in `next`. */
+int chain_make_next(struct image_queue *queue, struct error *err);
+void chain_drop_next(struct image_queue *queue);
+/* Under lock: `queue` has done what was asked, or is gone. */
+void chain_report_prepared(struct image_queue *queue, int result);
+/* Control thread, blocks: have every queue make its parts of `layers` (the caller's until the next call), or, with none, undo
+ * what it has in `next`. Returns the first error. */
+int chain_prepare(struct image *image, struct layer **layers, size_t count);
 
 /* ---- formats.c ---- */
 

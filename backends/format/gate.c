@@ -137,7 +137,7 @@ void gate_idle(struct image_queue *queue)
 
 static bool any_posted(const struct image_queue *queue)
 {
-    return queue->gate_posted || queue->grace_posted || queue->attach_posted;
+    return queue->gate_posted || queue->grace_posted || queue->prepare_posted;
 }
 
 /* A task of a queue that was destroyed: the last one frees it. The image may be gone, and nobody else knows the queue. */
@@ -254,7 +254,7 @@ void gate_remove_queue(struct image_queue *queue)
     }
     report_grace(queue);
     report_drained(queue);
-    snapshot_report_attached(queue, 0);
+    chain_report_prepared(queue, 0);
     queue->dead = true;
     bool last = !any_posted(queue);
     (void)pthread_mutex_unlock(&image->lock);

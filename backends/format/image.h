@@ -3,8 +3,8 @@
  * An open block volume: a chain of layers (the top one takes writes, those below are frozen) behind one
  * interface that knows no format.
  *
- * Threads: image_open, image_resize, image_drain_* and image_close belong to one control thread and may block.
- * I/O goes through a `struct image_queue`, one for each loop that serves the image; image_submit runs on that
+ * Threads: image_open, image_resize, image_snapshot, image_rebase, image_drain_* and image_close belong to one control thread
+ * and may block; queues may come and go on their own threads meanwhile. I/O goes through a `struct image_queue`, one for each loop that serves the image; image_submit runs on that
  * loop's thread, never blocks and allocates nothing. Queues work in parallel; reading a mapped cluster takes no
  * lock.
  *
@@ -143,6 +143,12 @@ int image_shrink(struct image *image, uint64_t size, struct error *err);
  * is taken over on success only; after an error the image goes on as it was. -EINVAL: read-only, sizes differ, the new
  * layer is not empty; -E2BIG: too many layers. */
 int image_snapshot(struct image *image, const struct image_layer *layer, struct error *err);
+
+/* The control thread: `layers` (top first, opened for reading) take the place of all layers below the top, while queues go on
+ * serving: requests wait for a moment. They must read as the old ones did wherever the top holds nothing itself (one of the
+ * old ones was merged into the next), which is not checked. The files are taken over on success only; the old ones are closed
+ * then. After an error the image goes on as it was. */
+int image_rebase(struct image *image, const struct image_layer *layers, size_t count, struct error *err);
 
 /* How long the last successful image_snapshot held requests back, in nanoseconds. The control thread. */
 uint64_t image_snapshot_pause(const struct image *image);

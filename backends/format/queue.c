@@ -129,6 +129,7 @@ static void queue_done(struct image_request *request, int result)
 void queue_free(struct image_queue *queue)
 {
     free(queue->lqs);
+    free(queue->next);
     free(queue);
 }
 
@@ -156,8 +157,7 @@ void queue_remove_layer(struct image_queue *queue, struct layer_queue *lq)
 
 static void destroy_layer_queues(struct image_queue *queue)
 {
-    if (queue->next)
-        queue_remove_layer(queue, queue->next);
+    chain_drop_next(queue);
     for (size_t i = 0; i < queue->image->count; i++) {
         if (queue->lqs[i])
             queue_remove_layer(queue, queue->lqs[i]);
@@ -174,23 +174,26 @@ static int create_layer_queues(struct image_queue *queue, struct error *err)
             return r;
     }
     queue->top = queue->lqs[0];
-    return image->incoming ? queue_add_layer(queue, image->incoming, queue->top, &queue->next, err) : 0;
+    return chain_make_next(queue, err);
 }
 
 int image_queue_create(struct image *image, struct io_loop *loop, struct image_queue **ret_queue, struct error *err)
 {
     struct image_queue *queue = calloc(1, sizeof(*queue));
-    if (queue)
+    if (queue) {
         queue->lqs = calloc(IMAGE_LAYERS_MAX, sizeof(struct layer_queue *));
-    if (!queue || !queue->lqs) {
-        free(queue);
+        queue->next = calloc(IMAGE_LAYERS_MAX, sizeof(struct layer_queue *));
+    }
+    if (!queue || !queue->lqs || !queue->next) {
+        if (queue)
+            queue_free(queue);
         return error_sys(err, ENOMEM, "create an image queue");
     }
     queue->image = image;
     queue->loop = loop;
     flush_queue_init(queue);
-    snapshot_queue_init(queue);
-    snapshot_builder_enter(image);
+    chain_queue_init(queue);
+    chain_builder_enter(image);
     int r = create_layer_queues(queue, err);
     if (r == 0) {
         r = gate_add_queue(queue);
@@ -200,10 +203,10 @@ int image_queue_create(struct image *image, struct io_loop *loop, struct image_q
     if (r < 0) {
         destroy_layer_queues(queue);
         queue_free(queue);
-        snapshot_builder_leave(image);
+        chain_builder_leave(image);
         return r;
     }
-    snapshot_builder_leave(image);
+    chain_builder_leave(image);
     *ret_queue = queue;
     return 0;
 }
@@ -215,10 +218,10 @@ struct image_queue *image_queue_destroy(struct image_queue *queue)
     assert(queue->in_flight[0] + queue->in_flight[1] == 0 && !queue->parked && !queue->exclusive);
     struct image *image = queue->image;
     queue->leaving = true;
-    snapshot_builder_enter(image);
+    chain_builder_enter(image);
     destroy_layer_queues(queue);
     gate_remove_queue(queue);
-    snapshot_builder_leave(image);
+    chain_builder_leave(image);
     return NULL;
 }
 

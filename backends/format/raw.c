@@ -66,6 +66,8 @@ static int raw_open(struct image *image, struct io_file *file, const struct laye
 static int raw_close(struct layer *layer, struct error *err)
 {
     int r = layer->read_only ? 0 : io_file_flush(layer->file);
+    if (r == 0 && !layer->read_only)
+        r = image_failed(layer->image); /* what an earlier flush lost is not there now either */
     free((struct raw *)layer);
     return r < 0 ? error_sys(err, r, "flush a raw image") : 0;
 }
@@ -185,8 +187,12 @@ static int raw_resize(struct layer *layer, uint64_t size, struct error *err)
     if (r < 0)
         return r;
     r = io_file_truncate(layer->file, size);
-    if (r == 0)
+    if (r == 0) {
         r = io_file_flush(layer->file);
+        /* The kernel tells of lost writes once: no later flush may say that they are there. */
+        if (r < 0)
+            image_fail(layer->image, r);
+    }
     if (r < 0)
         return error_sys(err, r, "resize a raw image to %llu bytes", (unsigned long long)size);
     layer->size = size;

@@ -7,102 +7,15 @@
  * drained; what is left is the write-back of tables that changed since, one flush, and moving pointers. What the old top
  * kept for writing (threads, reserved clusters) is given back afterwards, while requests are served again.
  *
- * Queues come and go meanwhile on their own threads. Whoever makes or ends one is a builder from before its first look at
- * the chain to after its last; chain and `incoming` change only while there are none. Builders never wait for a snapshot, so
- * that a loop which has one queue can get or lose another.
- *
- * Control thread, but for the tasks and builders.
+ * Control thread.
  */
 #include <assert.h>
 #include <errno.h>
-#include <stddef.h>
 #include <string.h>
 #include <time.h>
 
 #include "backends/format/core.h"
 #include "common/cleanup.h"
-
-/* ---- builders -------------------------------------------------------------------------------------------------- */
-
-void snapshot_builder_enter(struct image *image)
-{
-    LOCK_SCOPE(&image->lock);
-    image->builders++;
-}
-
-void snapshot_builder_leave(struct image *image)
-{
-    LOCK_SCOPE(&image->lock);
-    if (--image->builders == 0)
-        (void)pthread_cond_broadcast(&image->changed);
-}
-
-/* Under lock. */
-static void wait_for_builders(struct image *image)
-{
-    while (image->builders)
-        (void)pthread_cond_wait(&image->changed, &image->lock);
-}
-
-/* ---- the queues' parts of the new layer ------------------------------------------------------------------------ */
-
-void snapshot_report_attached(struct image_queue *queue, int result)
-{
-    struct image *image = queue->image;
-    if (!queue->attach_pending)
-        return;
-    queue->attach_pending = false;
-    if (result < 0 && image->attach_result == 0)
-        image->attach_result = result;
-    if (--image->attach_waiting == 0)
-        (void)pthread_cond_broadcast(&image->changed);
-}
-
-/* Make `next` what image->incoming says. */
-static void attach_task_run(struct io_task *task)
-{
-    struct image_queue *queue = (struct image_queue *)((char *)task - offsetof(struct image_queue, attach_task));
-    if (gate_task_of_dead(queue, &queue->attach_posted))
-        return;
-    struct image *image = queue->image;
-    (void)pthread_mutex_lock(&image->lock);
-    struct layer *incoming = image->incoming; /* stays until this queue has reported */
-    (void)pthread_mutex_unlock(&image->lock);
-    int r = 0;
-    if (!queue->leaving && incoming && !queue->next)
-        r = queue_add_layer(queue, incoming, queue->top, &queue->next, NULL);
-    if (!queue->leaving && !incoming && queue->next) {
-        queue_remove_layer(queue, queue->next);
-        queue->next = NULL;
-    }
-    LOCK_SCOPE(&image->lock);
-    queue->attach_posted = false;
-    snapshot_report_attached(queue, r);
-}
-
-void snapshot_queue_init(struct image_queue *queue)
-{
-    queue->attach_task.run = attach_task_run;
-}
-
-/* Have every queue make its part of `layer`, or give up the one it has (NULL). Returns the first error. */
-static int set_incoming(struct image *image, struct layer *layer)
-{
-    LOCK_SCOPE(&image->lock);
-    wait_for_builders(image);
-    image->incoming = layer;
-    image->attach_result = 0;
-    image->attach_waiting = image->queue_count;
-    for (unsigned i = 0; i < image->queue_count; i++) {
-        struct image_queue *queue = image->queues[i];
-        queue->attach_pending = true;
-        queue->attach_posted = true;
-        io_loop_post(queue->loop, &queue->attach_task);
-    }
-    while (image->attach_waiting)
-        (void)pthread_cond_wait(&image->changed, &image->lock);
-    return image->attach_result;
-}
 
 /* ---- before the pause -------------------------------------------------------------------------------------------- */
 
@@ -183,7 +96,7 @@ static int open_new(struct image *image, const struct image_layer *spec, struct 
 static void put_on_top(struct image *image, struct layer *layer)
 {
     LOCK_SCOPE(&image->lock);
-    wait_for_builders(image);
+    chain_wait_for_builders(image);
     image->layers[0]->read_only = true;
     for (size_t i = 0; i < image->count; i++)
         image->layers[i]->index++;
@@ -194,11 +107,12 @@ static void put_on_top(struct image *image, struct layer *layer)
     for (unsigned i = 0; i < image->queue_count; i++) {
         struct image_queue *queue = image->queues[i];
         memmove(queue->lqs + 1, queue->lqs, image->count * sizeof(struct layer_queue *));
-        queue->lqs[0] = queue->top = queue->next;
-        queue->next = NULL;
+        queue->lqs[0] = queue->top = queue->next[0];
+        queue->next[0] = NULL;
+        queue->next_count = 0;
     }
     image->count++;
-    image->incoming = NULL;
+    image->incoming_count = 0;
     image_update_geometry(image);
 }
 
@@ -250,14 +164,14 @@ int image_snapshot(struct image *image, const struct image_layer *spec, struct e
     if (r < 0)
         (void)error_sys(err, r, "flush before the snapshot");
     if (r == 0) {
-        r = set_incoming(image, layer);
+        r = chain_prepare(image, &layer, 1);
         if (r < 0)
             (void)error_sys(err, r, "make the queues of the new layer");
     }
     if (r == 0)
         r = freeze_top(image, layer, err);
     if (r < 0) {
-        (void)set_incoming(image, NULL);
+        (void)chain_prepare(image, NULL, 0);
         (void)layer->ops->close(layer, NULL);
         return r;
     }

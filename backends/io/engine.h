@@ -174,4 +174,13 @@ void watch_destroy(struct io_loop *loop);
 /* Aligned scratch memory for blocking direct I/O; free() it. */
 void *file_buffer(const struct io_file *file, size_t size);
 
+/* The result of a flush, which must fail once one of the file has failed. Any thread. */
+static inline int file_flushed(struct io_file *file, int result)
+{
+    int before = 0;
+    if (unlikely(result < 0) && atomic_compare_exchange_strong(&file->flush_error, &before, result))
+        return result;
+    return atomic_load(&file->flush_error);
+}
+
 #endif

@@ -207,6 +207,8 @@ static int seamed(struct io_file *file, enum io_seam_kind kind, uint64_t offset,
         if (r >= 0)
             r = call(file, offset, length);
     } while (r == -EINTR);
+    if (kind == SEAM_FLUSH)
+        r = file_flushed(file, r);
     return after(file, &event, r);
 }
 

@@ -16,6 +16,7 @@
 #ifndef PLATTER_BACKENDS_IO_IO_H
 #define PLATTER_BACKENDS_IO_IO_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -28,7 +29,7 @@
 
 struct io_seam; /* seam.h: NULL outside tests */
 
-/* An open image file or block device. Read-only after io_file_open; any thread may use it. */
+/* An open image file or block device. Read-only after io_file_open but for flush_error; any thread may use it. */
 struct io_file {
     int fd;
     bool writable;
@@ -38,6 +39,9 @@ struct io_file {
     uint32_t memory_align; /* bytes, power of two; 1 when not direct */
     uint32_t index;        /* slot in the loops' registered files, or UINT32_MAX */
     struct io_seam *seam;
+    /* 0 or the -errno of the first flush that failed: from then on all fail with it. The kernel tells of lost writes once,
+     * and forgets them. */
+    _Atomic int flush_error;
 };
 
 struct io_file_options {

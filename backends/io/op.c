@@ -71,6 +71,8 @@ void op_finish(struct io_loop *loop, struct io_op *op, int result)
     (void)loop;
     if (unlikely(op->file->seam != NULL))
         result = seam_after(op, result);
+    if (op->kind == IO_FLUSH)
+        result = file_flushed(op->file, result);
     op->done(op, result);
 }
 

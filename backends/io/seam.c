@@ -68,6 +68,11 @@ void io_seam_release(struct io_loop *loop, struct io_op *op)
         op_issue(loop, op);
 }
 
+void io_seam_finish(struct io_loop *loop, struct io_op *op, int result)
+{
+    op_finish_later(loop, op, result);
+}
+
 int seam_after(struct io_op *op, int result)
 {
     struct io_seam *seam = op->file->seam;

@@ -36,6 +36,10 @@ struct io_seam {
 /* Loop's thread: submit an operation that hold() kept. */
 void io_seam_release(struct io_loop *loop, struct io_op *op);
 
+/* Loop's thread: end an operation that hold() kept and that the seam did itself, from memory, without the kernel. Its
+ * done() comes with the loop's next turn. */
+void io_seam_finish(struct io_loop *loop, struct io_op *op, int result);
+
 /* Put `seam` (NULL = none) before `file`, while no operation is in flight on it. */
 void io_file_set_seam(struct io_file *file, struct io_seam *seam);
 

@@ -162,6 +162,12 @@ static int do_snapshot(struct server *s, struct call *call, struct error *err)
     return snapshots_take(&s->snapshots, s->image, call->request, &call->fds[0], call->answer, err);
 }
 
+static int do_rebase(struct server *s, struct call *call, struct error *err)
+{
+    int r = need_image(s, err);
+    return r < 0 ? r : snapshots_rebase(&s->snapshots, s->image, call->request, call->fds, call->fd_count, err);
+}
+
 static int do_flush(struct server *s, struct call *call, struct error *err)
 {
     (void)call;
@@ -191,7 +197,8 @@ static const struct {
 } requests[] = {
     {"hello", false, do_hello},       {"open", true, do_open},      {"export", true, do_export},
     {"unexport", false, do_unexport}, {"resize", false, do_resize}, {"snapshot", true, do_snapshot},
-    {"flush", false, do_flush},       {"stats", false, do_stats},   {"close", false, do_close},
+    {"rebase", true, do_rebase},      {"flush", false, do_flush},   {"stats", false, do_stats},
+    {"close", false, do_close},
 };
 
 static int handle(struct server *s, struct call *call, struct error *err)

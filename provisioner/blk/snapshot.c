@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/checked.h"
 #include "common/cleanup.h"
 #include "common/log.h"
 
@@ -77,7 +78,7 @@ int snapshots_take(struct snapshots *s, struct image *image, const json_t *reque
         r = member_required_string(request, "format", 31, &format, err);
     if (r < 0)
         return r;
-    for (size_t i = 0; i < s->count; i++) {
+    for (size_t i = 0; i < MIN(s->count, (size_t)MEMBERS_LAYERS_MAX); i++) {
         if (strcmp(s->taken[i].id, id) == 0)
             return answer_pause(answer, s->taken[i].pause_us, err);
     }
@@ -85,8 +86,27 @@ int snapshots_take(struct snapshots *s, struct image *image, const json_t *reque
     if (r < 0)
         return r;
     uint64_t pause_us = image_snapshot_pause(image) / 1000;
-    (void)snprintf(s->taken[s->count].id, sizeof(s->taken[0].id), "%s", id);
-    s->taken[s->count++].pause_us = pause_us;
+    size_t place = s->count++ % MEMBERS_LAYERS_MAX;
+    (void)snprintf(s->taken[place].id, sizeof(s->taken[place].id), "%s", id);
+    s->taken[place].pause_us = pause_us;
     log_info("snapshot: layer %s is the top now; requests waited for %ju us", id, (uintmax_t)pause_us);
     return answer_pause(answer, pause_us, err);
+}
+
+int snapshots_rebase(struct snapshots *s, struct image *image, const json_t *request, int *fds, size_t fd_count,
+                     struct error *err)
+{
+    struct layer_list list;
+    if (fd_count >= MEMBERS_LAYERS_MAX)
+        return error_set(err, E2BIG, "an image has at most %d layers", MEMBERS_LAYERS_MAX);
+    int r = layers_take(request, "layers", fds, fd_count, false, &list, err);
+    if (r < 0)
+        return r;
+    r = image_rebase(image, list.layers, list.count, err);
+    if (r < 0) {
+        layers_close(&list);
+        return r;
+    }
+    s->layers = list.count + 1;
+    return 0;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The server's request "snapshot": a new top layer for the open image. Control thread. */
+/* The server's requests "snapshot" and "rebase": other layers for the open image. Control thread. */
 #ifndef PLATTER_PROVISIONER_BLK_SNAPSHOT_H
 #define PLATTER_PROVISIONER_BLK_SNAPSHOT_H
 
@@ -14,7 +14,7 @@
 struct snapshots {
     size_t layers; /* in the chain */
     int top_fd;    /* the top layer's; the image's own, open as long as it is */
-    size_t count;  /* snapshots taken, so that one asked for twice is taken once */
+    size_t count;  /* snapshots taken; the latest are kept, so that one asked for twice is taken once */
     struct {
         char id[SNAPSHOT_ID_MAX + 1];
         uint64_t pause_us;
@@ -28,5 +28,9 @@ void snapshots_begin(struct snapshots *snapshots, const struct layer_list *list)
  * top from a writer's to a reader's. The members of the answer go to `answer`. -E2BIG, code "too-many-layers". */
 int snapshots_take(struct snapshots *snapshots, struct image *image, const json_t *request, int *fd, json_t *answer,
                    struct error *err);
+
+/* The layers in fds[0..fd_count) (those used are taken over and set to -1) take the place of all below the top. */
+int snapshots_rebase(struct snapshots *snapshots, struct image *image, const json_t *request, int *fds, size_t fd_count,
+                     struct error *err);
 
 #endif

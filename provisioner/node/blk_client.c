@@ -263,6 +263,15 @@ uint64_t blk_snapshot_pause_us(const struct blk_client *c)
     return c->snapshot_pause_us;
 }
 
+int blk_rebase(struct blk_client *c, const struct blk_layer *layers, size_t count, struct error *err)
+{
+    int fds[BLK_LAYERS_MAX];
+    if (count == 0 || count >= BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "1 to %d layers can lie below the top", BLK_LAYERS_MAX - 1);
+    json_t *request = json_pack("{s:o}", "layers", blk_layers_pack(layers, count, fds));
+    return call(c, "rebase", request, fds, count, DISK_MS, NULL, err);
+}
+
 int blk_flush(struct blk_client *c, struct error *err)
 {
     return call(c, "flush", json_object(), NULL, 0, DISK_MS, NULL, err);

@@ -100,6 +100,12 @@ int blk_resize(struct blk_client *client, uint64_t size, struct error *err);
 int blk_snapshot(struct blk_client *client, const char *id, const struct blk_layer *layer, struct error *err);
 /* For how long the last blk_snapshot of this client held requests back, in microseconds. */
 uint64_t blk_snapshot_pause_us(const struct blk_client *client);
+/* `layers` (top first, each with a reader's lock) take the place of all layers below the top, under load. They must read as
+ * the old ones do wherever the top holds nothing: one of the old ones was merged into the next by blk_worker_commit. That
+ * may run while this server reads both, without a lock on the lower file beyond the server's own, as long as the upper
+ * one's clusters (or subclusters) are whole clusters of the lower one, or that is raw: what it changes there is then covered
+ * by the upper one. The lower layer is opened anew by this call. */
+int blk_rebase(struct blk_client *client, const struct blk_layer *layers, size_t count, struct error *err);
 int blk_flush(struct blk_client *client, struct error *err);
 /* {"exports": [{name, kind, reads, writes, flushes, discards, read_bytes, write_bytes, errors, clients}]}: the
  * caller's reference. */

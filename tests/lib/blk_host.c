@@ -10,6 +10,8 @@
 //   blk-host create FORMAT:FILE BYTES [CLUSTER_SIZE [VERSION]]
 //   blk-host probe FORMAT:FILE
 //   blk-host convert FORMAT:TARGET FORMAT:FILE...
+//   blk-host rebase SOCKET FORMAT:FILE...         all layers below the top
+//   blk-host commit-shared BYTES_PER_SECOND ...   as commit, without locks: a server reads the same layers
 //   blk-host commit BYTES_PER_SECOND FORMAT:FILE...   the first into the second, with locks; 0 = as fast as it can
 //   blk-host grow BYTES FORMAT:FILE...
 //   blk-host blank FORMAT:FILE...
@@ -158,6 +160,15 @@ static int snapshot(struct blk_client *client, const char *id, char *text, bool 
     return r;
 }
 
+static int rebase(struct blk_client *client, int count, char **texts)
+{
+    struct blk_layer layers[BLK_LAYERS_MAX];
+    int r = open_layers(texts, count, O_RDONLY, layers);
+    for (int i = 0; i < count && r == 0; i++)
+        r = image_lock_take(layers[i].fd, IMAGE_LOCK_READER, "image", &err);
+    return r < 0 ? r : blk_rebase(client, layers, (size_t)count, &err);
+}
+
 static int control(const char *verb, int argc, char **argv)
 {
     struct blk_client *client;
@@ -179,6 +190,8 @@ static int control(const char *verb, int argc, char **argv)
         r = blk_kill(client, &err);
     } else if (strcmp(verb, "unexport") == 0 && argc == 2) {
         r = blk_unexport(client, argv[1], &err);
+    } else if (strcmp(verb, "rebase") == 0) {
+        r = rebase(client, argc - 1, argv + 1);
     } else if (strncmp(verb, "snapshot", 8) == 0 && argc == 3) {
         r = snapshot(client, argv[1], argv[2], !verb[8]);
     } else if (strcmp(verb, "resize") == 0 && argc == 2) {
@@ -237,7 +250,7 @@ static int convert(int argc, char **argv)
     return r;
 }
 
-static int commit(int argc, char **argv)
+static int commit_with(int argc, char **argv, bool lock)
 {
     struct blk_layer layers[BLK_LAYERS_MAX];
     int r = open_layers(argv + 1, argc - 1, O_RDONLY, layers);
@@ -246,10 +259,20 @@ static int commit(int argc, char **argv)
         layers[1].fd = open(argv[2] + strlen(argv[2]) + 1, O_RDWR | O_CLOEXEC);
         r = layers[1].fd < 0 ? error_sys(&err, errno, "open the lower layer") : 0;
     }
-    for (int i = 0; i < argc - 1 && r == 0; i++)
+    for (int i = 0; i < argc - 1 && r == 0 && lock; i++)
         r = image_lock_take(layers[i].fd, i == 1 ? IMAGE_LOCK_WRITER : IMAGE_LOCK_READER, "image", &err);
     worker.bytes_per_second = strtoull(argv[0], NULL, 10);
     return r < 0 ? r : blk_worker_commit(&worker, layers, (size_t)argc - 1, &err);
+}
+
+static int commit(int argc, char **argv)
+{
+    return commit_with(argc, argv, true);
+}
+
+static int commit_shared(int argc, char **argv)
+{
+    return commit_with(argc, argv, false);
 }
 
 static int grow(int argc, char **argv)
@@ -275,8 +298,9 @@ static const struct {
     const char *verb;
     int (*run)(int argc, char **argv);
 } verbs[] = {
-    {"serve", serve},   {"create", create}, {"probe", probe}, {"convert", convert},
-    {"commit", commit}, {"grow", grow},     {"blank", blank},
+    {"serve", serve},     {"create", create}, {"probe", probe},
+    {"convert", convert}, {"commit", commit}, {"commit-shared", commit_shared},
+    {"grow", grow},       {"blank", blank},
 };
 
 int main(int argc, char **argv)

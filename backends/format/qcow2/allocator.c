@@ -5,12 +5,14 @@
  */
 #include "backends/format/qcow2/allocator.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "backends/format/qcow2/refcount.h"
 #include "backends/format/qcow2/reserve.h"
 #include "common/checked.h"
 #include "common/cleanup.h"
+#include "common/log.h"
 
 #define RUN_BYTES (16 * MIB)
 #define RUN_CLUSTERS_MIN 16u
@@ -18,6 +20,18 @@
 #define PRESSURE_BYTES (256 * MIB)
 
 /* ---- create, destroy ----------------------------------------------------------------------------------------- */
+
+/* Space at the end of the file that nothing counts was reserved before a crash, or is data whose counts were lost: not ours
+ * to cut off then. A crash leaves no more of it than was reserved, and that is used first. */
+static int find_kept(struct allocator *a)
+{
+    struct refcounts *rc = a->q->refcounts;
+    uint64_t count = 0;
+    int r = refcounts_get(rc, (rc->file_length - 1) >> a->q->cluster_bits, &count);
+    if (r == 0 && count == 0)
+        a->keep = rc->file_length;
+    return r;
+}
 
 int allocator_create(struct qcow2 *q, struct allocator **ret_allocator, struct error *err)
 {
@@ -35,7 +49,11 @@ int allocator_create(struct qcow2 *q, struct allocator **ret_allocator, struct e
     a->refill.run = reserve_refill;
     a->release.run = release_freed;
     a->grow.run = release_grow_ring;
-    int r = a->freed ? keeper_create("qcow2-reaper", &a->reaper, err) : error_sys(err, ENOMEM, "allocator");
+    int r = a->freed ? find_kept(a) : -ENOMEM;
+    if (r < 0)
+        (void)error_sys(err, r, "reference counts at the end of the file");
+    else
+        r = keeper_create("qcow2-reaper", &a->reaper, err);
     if (r < 0) {
         free(a->freed);
         free(a);
@@ -56,7 +74,7 @@ static int trim_tail(struct allocator *a)
     int r = refcounts_end(rc, div_round_up(rc->file_length, q->cluster_size), &end);
     if (r < 0 || q->base.file->block_device)
         return r;
-    uint64_t bytes = MAX(end << q->cluster_bits, align_up(guard_end(q), q->cluster_size));
+    uint64_t bytes = MAX(MAX(end << q->cluster_bits, a->keep), align_up(guard_end(q), q->cluster_size));
     if (bytes >= rc->file_length)
         return 0;
     r = io_file_truncate(q->base.file, bytes);
@@ -90,6 +108,23 @@ static int give_back(struct keeper_job *job)
     return r < 0 ? r : refcounts_sync(a->q->refcounts);
 }
 
+/* Once for each image: ordinary numbers for who asks for them, what should not be for everybody. */
+static void log_counters(const struct allocator *a, uint64_t reserved)
+{
+    bool odd = a->leaked || a->refused || a->underflows;
+    log_write(odd ? LOG_LEVEL_WARNING : LOG_LEVEL_DEBUG,
+              "qcow2 image closed: clusters: %llu taken, %llu freed, %llu reserved and given back, %llu leaked, "
+              "%llu extents refused by the overlap guard, %llu miscounted or unreadable",
+              (unsigned long long)a->taken_total, (unsigned long long)a->freed_total, (unsigned long long)reserved,
+              (unsigned long long)a->leaked, (unsigned long long)a->refused, (unsigned long long)a->underflows);
+}
+
+static int nothing(struct keeper_job *job)
+{
+    (void)job;
+    return 0;
+}
+
 int allocator_destroy(struct allocator *a)
 {
     if (!a)
@@ -102,8 +137,12 @@ int allocator_destroy(struct allocator *a)
     release_grace(a);
     /* A fenced image stays as it is: what the last commits did on disk is not known. The call also waits for the jobs
      * that are still with the keeper. */
+    uint64_t reserved = a->reserved_clusters;
     struct destroy_call call = {.job.run = give_back, .allocator = a};
     int r = keeper_call(a->q->keeper, &call.job);
+    struct keeper_job last = {.run = nothing}; /* a violation found just now has left a job there */
+    (void)keeper_call(a->q->keeper, &last);
+    log_counters(a, reserved);
     (void)pthread_mutex_destroy(&a->work);
     (void)pthread_mutex_destroy(&a->lock);
     free(a->freed);
@@ -141,6 +180,7 @@ int allocator_take(struct allocator *a, uint64_t want, uint64_t *ret_offset, uin
     uint64_t count = MIN(want, first->count);
     *ret_offset = first->cluster << a->q->cluster_bits;
     *ret_count = count;
+    a->taken_total += count;
     first->cluster += count;
     first->count -= count;
     a->reserved_clusters -= count;
@@ -177,6 +217,7 @@ void allocator_free(struct allocator *a, uint64_t offset, uint64_t count)
     LOCK_SCOPE(&a->lock);
     if (count == 0)
         return;
+    a->freed_total += count;
     if (!try_merge(a, cluster, count)) {
         if (a->tail - a->head == a->freed_size) {
             a->leaked += count;

@@ -66,8 +66,10 @@ static int write_copies(struct check *c)
         uint64_t copies = conflict->copy ? copies_of(c, conflict) : 0;
         if (copies)
             r = io_file_read(q->base.file, buffer, q->cluster_size, conflict->cluster << q->cluster_bits);
-        for (uint64_t k = 0; r == 0 && k < copies; k++)
+        for (uint64_t k = 0; r == 0 && k < copies; k++) {
             r = io_file_write(q->base.file, buffer, q->cluster_size, (conflict->copy + k) << q->cluster_bits);
+            r = r < 0 ? r : check_tick(c, q->cluster_size);
+        }
     }
     return r < 0 ? r : io_file_flush(q->base.file);
 }

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "backends/format/qcow2/data.h"
+#include "backends/format/qcow2/guard.h"
 #include "common/checked.h"
 #include "common/cleanup.h"
 
@@ -208,6 +209,8 @@ static void collect(struct commit *c)
     c->record_count = c->record_next = 0;
     collect_l1(c);
     collect_slices(c);
+    for (uint32_t i = 0; i < c->record_count && c->result == 0; i++)
+        c->result = guard_table(c->q, c->records[i].slice ? GUARD_L2 : GUARD_L1, c->records[i].offset, c->block);
     /* What was linked up to now has its data written; the flush that comes before these copies makes it durable. */
     c->barrier = c->need_barrier && c->record_count;
     if (c->record_count)
@@ -303,10 +306,16 @@ static void end(struct commit *c)
     (void)pthread_cond_broadcast(&c->ended);
 }
 
+/* The kernel tells of lost writes once: it may have told the keeper's flush, which was under way beside this one. */
+static int flush_result(const struct commit *c, int result)
+{
+    return result < 0 ? result : image_failed(c->q->base.image);
+}
+
 static void end_flush_done(struct io_op *op, int result)
 {
     struct commit *c = (struct commit *)((char *)op - offsetof(struct commit, flush));
-    c->result = result;
+    c->result = flush_result(c, result);
     end(c);
 }
 
@@ -359,14 +368,14 @@ static void write_done(struct io_op *op, int result)
     c->free_ops |= 1u << (w - c->ops);
     c->in_flight--;
     if (result < 0 && !c->result)
-        c->result = result;
+        c->result = flush_result(c, result);
     submit_writes(c);
 }
 
 static void barrier_done(struct io_op *op, int result)
 {
     struct commit *c = (struct commit *)((char *)op - offsetof(struct commit, flush));
-    c->result = result;
+    c->result = flush_result(c, result);
     submit_writes(c);
 }
 
@@ -472,7 +481,7 @@ int qcow2_commit_blocking(struct qcow2 *q)
         (void)pthread_mutex_unlock(&q->lock);
         qsort(c->records, c->record_count, sizeof(c->records[0]), by_offset);
         if (c->barrier)
-            c->result = io_file_flush(q->base.file);
+            c->result = flush_result(c, io_file_flush(q->base.file));
         if (c->result == 0)
             c->result = write_blocking(c);
         (void)pthread_mutex_lock(&q->lock);
@@ -482,7 +491,7 @@ int qcow2_commit_blocking(struct qcow2 *q)
     round_end(c);
     (void)pthread_mutex_unlock(&q->lock);
     if (c->result == 0)
-        c->result = io_file_flush(q->base.file);
+        c->result = flush_result(c, io_file_flush(q->base.file));
     int result = c->result;
     end(c);
     return result;

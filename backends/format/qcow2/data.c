@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "backends/format/qcow2/commit.h"
+#include "backends/format/qcow2/guard.h"
 #include "common/checked.h"
 #include "common/cleanup.h"
 
@@ -56,8 +57,6 @@ static int data_setup(struct qcow2 *q, struct data *d, size_t cache_bytes, struc
     d->slices_table_bits = q->l2_bits - d->slice_entry_bits;
     d->sub_bits = q->subcluster_size == q->cluster_size ? 0 : 5;
     d->sub_mask = d->sub_bits ? UINT32_MAX : 1;
-    d->table_offset = q->header.refcount_table_offset;
-    atomic_store(&d->table_length, (uint64_t)q->header.refcount_table_clusters << q->cluster_bits);
     atomic_store(&d->file_end, align_up(q->file_length_at_open, q->cluster_size));
     int r = slice_cache_create(slice_count(q, cache_bytes, slice_size), slice_size, &q->slices, err);
     if (r < 0 || !q->allocator)
@@ -115,9 +114,6 @@ void data_took(struct qcow2 *q, uint64_t host, uint64_t length)
 {
     struct data *d = q->data;
     uint64_t end = host + length;
-    uint64_t table = atomic_load_explicit(&d->table_length, memory_order_relaxed);
-    if (table && ranges_overlap(host, length, d->table_offset, table))
-        atomic_store_explicit(&d->table_length, 0, memory_order_release);
     if (end > atomic_load_explicit(&d->file_end, memory_order_relaxed))
         atomic_store_explicit(&d->file_end, end, memory_order_release);
 }
@@ -287,7 +283,7 @@ static bool submit_short(struct data_queue *queue, struct image_request *request
     if (map_lookup(q, request->offset, request->length, write ? MAP_COPIED : 0, &mapping) < 0 ||
         mapping.kind != MAP_DATA || mapping.length != request->length)
         return false;
-    if (write && (!mapping.copied || overlaps_metadata(q, mapping.host, mapping.length)))
+    if (write && (!mapping.copied || guard_hits(q, mapping.host, mapping.length)))
         return false;
     request->io = (struct io_op){
         .kind = write ? IO_WRITE : IO_READ,

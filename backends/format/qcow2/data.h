@@ -21,11 +21,6 @@ struct table_copy {
 
 /* The layer's, apart from slices and commit. */
 struct data {
-    /* The refcount table's place as it was at open; no length once it moved away (seen by its clusters being taken). The
-     * header's own fields are the keeper's. */
-    uint64_t table_offset;
-    _Atomic uint64_t table_length;
-
     _Atomic uint64_t file_end;  /* bytes: no valid cluster lies beyond; grows with allocation */
     uint32_t slice_entries;     /* L2 entries in a slice */
     uint32_t slice_entry_bits;  /* log2 of that */
@@ -99,9 +94,6 @@ bool write_part(struct chunk *chunk, uint64_t length);
 struct allocation *allocation_overlap(struct qcow2 *q, uint64_t first, uint64_t count);
 /* write.c, locked: drop the reference that a table entry held. */
 void entry_free(struct qcow2 *q, const struct entry *entry);
-
-/* write.c: nothing that the guest writes in place may touch the header, the L1 or the refcount table. */
-bool overlaps_metadata(const struct qcow2 *q, uint64_t host, uint64_t length);
 
 /* cow.c: the plan is in the chunk; read old edges, write, link. */
 void cow_start(struct chunk *chunk);

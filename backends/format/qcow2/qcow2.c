@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "backends/format/qcow2/allocator.h"
+#include "backends/format/qcow2/bitmaps.h"
 #include "backends/format/qcow2/control.h"
 #include "backends/format/qcow2/guard.h"
 #include "backends/format/qcow2/keeper.h"
@@ -60,6 +61,7 @@ static int read_header(struct qcow2 *q, const struct layer_open_options *options
         return r;
     if ((q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT) && !options->read_only) {
         (void)error_set(err, EUCLEAN, "the image is marked corrupt: it can be opened for reading only");
+        (void)error_hint(err, "platter volume check VOLUME --repair");
         return error_code(err, "corrupt-image");
     }
     r = check_backing(&q->header, options, err);
@@ -106,10 +108,16 @@ static int read_l1(struct qcow2 *q, struct error *err)
 /* Bits whose meaning we do not keep up while writing must be off before the first write. */
 static int clear_autoclear(struct qcow2 *q, struct error *err)
 {
-    if (!q->header.autoclear)
+    uint64_t kept = q->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS;
+    int r = kept ? bitmaps_mark_in_use(q) : 0;
+    if (r == -EUCLEAN)
+        kept = 0;
+    else if (r < 0)
+        return error_sys(err, r, "mark the bitmaps as in use");
+    if (q->header.autoclear == kept)
         return 0;
-    q->header.autoclear = 0;
-    int r = header_write(q->base.file, &q->header);
+    q->header.autoclear = kept;
+    r = header_write(q->base.file, &q->header);
     if (r == 0)
         r = io_file_flush(q->base.file);
     return r < 0 ? error_sys(err, r, "write the qcow2 header") : 0;
@@ -120,6 +128,8 @@ static int open_writable(struct qcow2 *q, struct error *err)
     int r = refcounts_open(q, &q->refcounts, err);
     if (r == 0 && (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY))
         r = qcow2_rebuild(q, err);
+    if (r == 0)
+        r = guard_create(q, err);
     if (r == 0)
         r = clear_autoclear(q, err);
     if (r == 0)
@@ -135,6 +145,7 @@ static int teardown(struct qcow2 *q, bool data_open, int r)
     int ended = allocator_destroy(q->allocator);
     q->keeper = keeper_destroy(q->keeper);
     q->refcounts = refcounts_destroy(q->refcounts);
+    q->guard = guard_destroy(q->guard);
     free((void *)q->l1);
     header_release(&q->header);
     (void)pthread_mutex_destroy(&q->lock);

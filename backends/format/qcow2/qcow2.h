@@ -34,6 +34,7 @@ struct refcounts;
 struct slice_cache;
 struct commit;
 struct data;
+struct guard;
 
 struct qcow2 {
     struct layer base;
@@ -64,6 +65,7 @@ struct qcow2 {
     struct keeper *keeper;       /* NULL when read-only or frozen */
     struct refcounts *refcounts; /* the same; keeper thread, or control thread while drained */
     struct allocator *allocator; /* the same */
+    struct guard *guard;         /* NULL when opened read-only */
 };
 
 /* ---- the data path (data.c and its neighbours), called by qcow2.c ------------------------------------------ */

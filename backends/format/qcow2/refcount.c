@@ -135,7 +135,9 @@ static int write_block(struct refcounts *rc, struct refcount_block *block)
     uint64_t unit = MIN(WRITE_UNIT, rc->q->cluster_size);
     uint64_t from = align_down(block->dirty_from, unit);
     uint64_t to = align_up(block->dirty_to, unit);
-    int r = io_file_write(rc->q->base.file, block->data + from, to - from, rc->table[block->index] + from);
+    int r = guard_table(rc->q, GUARD_REFBLOCK, rc->table[block->index], rc->q->cluster_size);
+    if (r == 0)
+        r = io_file_write(rc->q->base.file, block->data + from, to - from, rc->table[block->index] + from);
     if (r < 0)
         return r;
     block->dirty_from = (uint32_t)rc->q->cluster_size;
@@ -320,7 +322,9 @@ static int write_table(struct refcounts *rc)
         return -ENOMEM;
     for (uint64_t i = 0; i < length / 8; i++)
         store_be64(buffer + i * 8, rc->table[from / 8 + i]);
-    int r = io_file_write(rc->q->base.file, buffer, length, rc->q->header.refcount_table_offset + from);
+    int r = guard_table(rc->q, GUARD_REFTABLE, rc->q->header.refcount_table_offset + from, length);
+    if (r == 0)
+        r = io_file_write(rc->q->base.file, buffer, length, rc->q->header.refcount_table_offset + from);
     if (r < 0)
         return r;
     rc->table_dirty_from = rc->table_entries;
@@ -355,6 +359,7 @@ int refcounts_sync(struct refcounts *rc)
         return r;
     }
     if (rc->old_table_clusters) {
+        guard_remove(rc->q, rc->old_table * rc->q->cluster_size, rc->old_table_clusters * rc->q->cluster_size);
         /* A count that was wrong before stays wrong: the table is not needed any more either way. */
         (void)refcounts_adjust(rc, rc->old_table, rc->old_table_clusters, -1, NULL);
         rc->old_table_clusters = 0;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backends/format/qcow2/guard.h"
 #include "backends/format/qcow2/refcount.h"
 #include "common/bytes.h"
 #include "common/checked.h"
@@ -125,6 +126,9 @@ static int write_new_table(struct refcounts *rc, const struct plan *plan, uint64
 static void adopt(struct refcounts *rc, const struct plan *plan, uint64_t *table)
 {
     struct header *header = &rc->q->header;
+    uint64_t cluster_size = rc->q->cluster_size;
+    guard_add(rc->q, GUARD_REFBLOCK, plan->start * cluster_size, plan->blocks * cluster_size);
+    guard_add(rc->q, GUARD_REFTABLE, (plan->start + plan->blocks) * cluster_size, plan->table * cluster_size);
     if (table) {
         rc->old_table = header->refcount_table_offset / rc->q->cluster_size;
         rc->old_table_clusters = header->refcount_table_clusters;
@@ -154,6 +158,9 @@ int refcounts_extend(struct refcounts *rc, uint64_t start, uint64_t span, uint64
         return r;
     struct plan plan;
     r = plan_fit(rc, start, span, want, &plan);
+    if (r < 0)
+        return r;
+    r = guard_reserve(rc->q, rc->q->l1_entries, plan.blocks + plan.table);
     if (r < 0)
         return r;
     r = refcounts_ensure_length(rc, (plan.start + plan_size(&plan)) * rc->q->cluster_size);

@@ -41,9 +41,11 @@ struct allocator {
     bool releasing;     /* the job is with the reaper */
     bool growing;       /* the job is with the keeper */
     bool closing;
-    uint64_t leaked; /* clusters whose free was dropped */
+    uint64_t leaked;                   /* clusters whose free was dropped */
+    uint64_t taken_total, freed_total; /* clusters, since it was opened */
 
     pthread_mutex_t work; /* for all below, and for q->refcounts */
+    uint64_t keep;        /* bytes: the file is not made shorter than this */
     uint64_t cursor;      /* no free cluster below */
     uint64_t fresh_from;  /* clusters from here on were never used: zeros */
     uint64_t refused;     /* extents that the overlap guard kept from being taken or freed */

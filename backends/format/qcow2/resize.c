@@ -62,7 +62,10 @@ static int move_l1(struct qcow2 *q, uint64_t size, uint32_t entries, struct erro
 {
     uint64_t offset = 0;
     uint64_t bytes = align_up((uint64_t)entries * 8, q->cluster_size);
-    int r = allocator_take_blocking(q->allocator, bytes >> q->cluster_bits, &offset, err);
+    int r = guard_reserve(q, entries, bytes >> q->cluster_bits);
+    if (r < 0)
+        return error_sys(err, r, "grow the L1 table");
+    r = allocator_take_blocking(q->allocator, bytes >> q->cluster_bits, &offset, err);
     if (r < 0)
         return error_prefix(err, "grow the L1 table");
     LOCK_SCOPE(&q->allocator->work);
@@ -84,6 +87,8 @@ static int move_l1(struct qcow2 *q, uint64_t size, uint32_t entries, struct erro
     q->l1 = l1;
     q->l1_entries = entries;
     q->l1_offset = offset;
+    guard_remove(q, old_offset, old_bytes);
+    guard_add(q, GUARD_L1, offset, bytes);
     drop_clusters(q, old_offset, old_bytes);
     return 0;
 }

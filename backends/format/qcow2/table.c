@@ -9,6 +9,7 @@
 
 #include "backends/format/qcow2/commit.h"
 #include "backends/format/qcow2/data.h"
+#include "backends/format/qcow2/guard.h"
 #include "common/checked.h"
 #include "common/cleanup.h"
 
@@ -47,6 +48,8 @@ static void load_done(struct io_op *op, int result)
     struct chunk *chunk = (struct chunk *)((char *)op - offsetof(struct chunk, op));
     struct qcow2 *q = chunk->queue->q;
     struct slice *slice = chunk->loading;
+    if (result == 0)
+        guard_entries(q, chunk->page, q->slices->size);
     (void)pthread_mutex_lock(&q->lock);
     struct waiter *waiters = slice->waiters;
     slice->waiters = NULL;
@@ -83,13 +86,24 @@ static int load_start(struct chunk *chunk, uint64_t offset, uint64_t table)
 
 /* ---- own tables ---------------------------------------------------------------------------------------------- */
 
+/* Does another entry of the L1 table name it? */
+static bool table_named(const struct qcow2 *q, uint64_t host)
+{
+    for (uint32_t i = 0; i < q->l1_entries; i++)
+        if ((be64toh(atomic_load_explicit(&q->l1[i], memory_order_relaxed)) & QCOW2_OFFSET_MASK) == host)
+            return true;
+    return false;
+}
+
 static int copy_run(struct keeper_job *job)
 {
     struct table_copy *copy = (struct table_copy *)((char *)job - offsetof(struct table_copy, job));
     struct qcow2 *q = copy->q;
     uint64_t old = be64toh(atomic_load_explicit(&q->l1[copy->l1_index], memory_order_acquire)) & QCOW2_OFFSET_MASK;
     uint64_t host;
-    int r = allocator_take_blocking(q->allocator, 1, &host, NULL);
+    int r = guard_reserve(q, q->l1_entries, 1);
+    if (r == 0)
+        r = allocator_take_blocking(q->allocator, 1, &host, NULL);
     if (r < 0)
         return r;
     r = io_file_read(q->base.file, copy->buffer, q->cluster_size, old);
@@ -101,7 +115,10 @@ static int copy_run(struct keeper_job *job)
         return r;
     }
     data_took(q, host, q->cluster_size);
+    guard_add(q, GUARD_L2, host, q->cluster_size);
     set_l1(q, copy->l1_index, host);
+    if (!table_named(q, old))
+        guard_remove(q, old, q->cluster_size);
     commit_need_barrier(q);
     allocator_free(q->allocator, old, 1);
     return 0;
@@ -146,6 +163,7 @@ static int table_new(struct chunk *chunk, uint64_t offset, uint32_t l1_index, st
         return r == -EAGAIN ? CHUNK_PARKED : r;
     }
     data_took(q, host, q->cluster_size);
+    guard_add(q, GUARD_L2, host, q->cluster_size);
     slice_fill(q->slices, slice, NULL);
     set_l1(q, l1_index, host);
     *ret_slice = slice;

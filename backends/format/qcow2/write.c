@@ -10,6 +10,7 @@
 
 #include "backends/format/qcow2/commit.h"
 #include "backends/format/qcow2/data.h"
+#include "backends/format/qcow2/guard.h"
 #include "common/checked.h"
 
 enum write_kind {
@@ -59,14 +60,6 @@ void entry_free(struct qcow2 *q, const struct entry *entry)
     if (entry->compressed)
         count = (align_down(entry->host + entry->compressed - 1, q->cluster_size) - first) / q->cluster_size + 1;
     allocator_free(q->allocator, first, count);
-}
-
-bool overlaps_metadata(const struct qcow2 *q, uint64_t host, uint64_t length)
-{
-    uint64_t l1 = (uint64_t)q->l1_entries * 8;
-    uint64_t table = atomic_load_explicit(&q->data->table_length, memory_order_acquire);
-    return host < q->cluster_size || (l1 && ranges_overlap(host, length, q->l1_offset, l1)) ||
-           (table && ranges_overlap(host, length, q->data->table_offset, table));
 }
 
 /* ---- planning -------------------------------------------------------------------------------------------------- */
@@ -158,8 +151,10 @@ static int plan_take(struct chunk *chunk, struct slice *slice, const struct entr
         if (r < 0)
             return r == -EAGAIN ? CHUNK_PARKED : r;
         data_took(q, plan->host, plan->count << q->cluster_bits);
-    } else if (overlaps_metadata(q, plan->host, q->cluster_size)) {
-        return -EIO;
+    } else {
+        int r = guard_data(q, plan->host, q->cluster_size);
+        if (r < 0)
+            return r;
     }
     plan->slice = slice;
     slice->pins++;
@@ -280,8 +275,9 @@ bool write_part(struct chunk *chunk, uint64_t length)
         return chunk_fail(chunk, r);
     if (r < 0 || mapping.kind != MAP_DATA || !mapping.copied)
         return write_allocate(chunk, offset, length);
-    if (overlaps_metadata(q, mapping.host, mapping.length))
-        return chunk_fail(chunk, -EIO);
+    r = guard_data(q, mapping.host, mapping.length);
+    if (r < 0)
+        return chunk_fail(chunk, r);
     return chunk_transfer(chunk, IO_WRITE, mapping.host, mapping.length);
 }
 

@@ -54,6 +54,7 @@ static void test_find(void **state)
     finds("POST", "/v1/volumes/import", "/v1/volumes/import", NULL);
     finds("GET", "/v1/volumes/import", "/v1/volumes/{volume}", "import");
     finds("POST", "/v1/volumes/db/resize", "/v1/volumes/{volume}/resize", "db");
+    finds("POST", "/v1/volumes/db/check", "/v1/volumes/{volume}/check", "db");
     finds("DELETE", "/v1/attachments/%2Fsrv%2Fa%20b", "/v1/attachments/{attachment}", "/srv/a b");
     finds("GET", "/v1/volumes/%C3%A9", "/v1/volumes/{volume}", "\xc3\xa9");
 }

@@ -69,6 +69,8 @@ static void test_bodies(void **state)
     body_is("mount db /mnt --options noatime,nosuid", "{\"volume\":\"db\",\"mount_options\":\"noatime,nosuid\"}");
     body_is("volume resize db 2T", "{\"size\":2199023255552}");
     body_is("volume resize db --size 2T", "{\"size\":2199023255552}");
+    body_is("volume check db --repair", "{\"repair\":true}");
+    body_is("volume check db", "{}");
 }
 
 static void test_relative_paths(void **state)

@@ -135,7 +135,7 @@ static void a_flush_error_is_sticky(void **state)
     image_fail(image, ENOSPC);
     assert_int_equal(image_failed(image), -EIO);
     client_close(&c);
-    image_done(image);
+    assert_int_equal(image_close(image, NULL), -EIO);
     free(a);
 }
 
@@ -164,7 +164,7 @@ static void every_waiter_learns_of_a_failed_flush(void **state)
     assert_true(counting.flushes <= 2); /* they shared */
     client_close(&c);
     client_close(&d);
-    image_done(image);
+    assert_int_equal(image_close(image, NULL), -EIO);
 }
 
 /* ---- status ---- */

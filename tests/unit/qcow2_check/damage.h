@@ -28,6 +28,9 @@ struct damage {
 extern const struct damage damages[];
 extern const unsigned damages_count;
 
+/* A group's setup: the scratch directory, in memory where there is such a place; nothing here waits for a real disk. */
+int memory_begin(void **state);
+
 /* The scratch image with data in both tables, closed. */
 void shape_create(const struct shape *shape, const char *path);
 /* What it reads as, in the places that shape_create wrote and around them; malloc'ed. *ret_failed: some could not be read,

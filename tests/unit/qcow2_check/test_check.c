@@ -162,5 +162,5 @@ int main(void)
         cmocka_unit_test(progress_can_end_it),
         cmocka_unit_test(unusable_headers_are_refused),
     };
-    return cmocka_run_group_tests(tests, scratch_begin, scratch_end);
+    return cmocka_run_group_tests(tests, memory_begin, scratch_end);
 }

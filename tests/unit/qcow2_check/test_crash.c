@@ -110,5 +110,5 @@ static void no_cut_makes_it_worse(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(no_cut_makes_it_worse)};
-    return cmocka_run_group_tests(tests, scratch_begin, scratch_end);
+    return cmocka_run_group_tests(tests, memory_begin, scratch_end);
 }

@@ -263,7 +263,7 @@ static void test_blocking(void **state)
     }
 }
 
-/* Counts that say free where tables are: nothing there may be handed out or punched. */
+/* Counts that say free where tables are: nothing there is handed out, and nothing more is written. */
 static void test_overlap_guard(void **state)
 {
     struct fixture *f = *state;
@@ -274,18 +274,35 @@ static void test_overlap_guard(void **state)
     f->image = open_image(f->path, false, NULL, NULL);
     assert_non_null(f->image);
     f->q = image_qcow2(f->image);
-    assert_int_equal(take_some(f, 100, 3), 0);
+    int r = 0;
+    for (unsigned i = 0; r == 0; i++) {
+        assert_true(i < 1000);
+        r = take_some(f, 1, 1);
+    }
+    assert_int_equal(r, -EUCLEAN);
     for (unsigned i = 0; i < 4; i++)
         assert_false(f->owned[i]);
     assert_true(f->q->allocator->refused > 0);
-    /* Freed by a hostile L2 entry. */
-    allocator_free(f->q->allocator, 0, 4);
-    allocator_free(f->q->allocator, 4 * MIB, 1 << 20);
+    assert_int_equal(finish(f), -EUCLEAN);
+    assert_int_equal(peek_be64(f->path, 72), QCOW2_INCOMPATIBLE_CORRUPT);
+}
+
+/* A hostile L2 entry has tables freed: they are neither punched nor uncounted. */
+static void test_free_of_tables(void **state)
+{
+    struct fixture *f = *state;
+    start(f, &(struct image_create_options){.size = 64 * MIB});
+    assert_int_equal(take_some(f, 100, 3), 0);
+    uint64_t counts = peek_be64(f->path, peek_be64(f->path, 65536));
+    allocator_free(f->q->allocator, 65536, 3);
     commit(f, 0);
-    assert_true(f->q->allocator->underflows > 0);
+    assert_true(f->q->allocator->refused > 0);
     struct image_info info;
     assert_int_equal(image_probe(f->q->base.file, "qcow2", &info, NULL), 0);
-    assert_int_equal(finish(f), 0);
+    assert_int_equal(finish(f), -EUCLEAN);
+    assert_int_equal(peek_be64(f->path, peek_be64(f->path, 65536)), counts);
+    assert_int_equal(peek_be64(f->path, 72), QCOW2_INCOMPATIBLE_CORRUPT);
+    assert_int_equal(qemu_check(f->path), 3);
 }
 
 /* ---- several threads ----------------------------------------------------------------------------------------- */
@@ -467,6 +484,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_many_frees, setup_in_memory, teardown),
         cmocka_unit_test_setup_teardown(test_blocking, setup, teardown),
         cmocka_unit_test_setup_teardown(test_overlap_guard, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_free_of_tables, setup, teardown),
         cmocka_unit_test_setup_teardown(test_several_threads, setup_in_memory, teardown),
         cmocka_unit_test_setup_teardown(test_no_space, setup, teardown),
         cmocka_unit_test_setup_teardown(test_every_failure, setup_in_memory, teardown),

@@ -43,7 +43,7 @@ static void many_of(const struct kind *kind)
         layer_create(kind, i + 1, SIZE);
         if (chain_snapshot(kind, image, i + 1, &err) < 0)
             fail_msg("%s, snapshot %u: %s", kind->name, i, err.message);
-        if (i % 6)
+        if (i % 10)
             continue;
         /* While the image is open and goes on. */
         chain_read(kind, i, content, SIZE);
@@ -53,9 +53,11 @@ static void many_of(const struct kind *kind)
     assert_int_equal(model_verify(model, &model_image_target, image), 0);
     assert_int_equal(image_close(image, NULL), 0);
     for (unsigned i = 0; i < MANY; i++) {
+        assert_true(layer_format(kind, i)[0] == 'r' || check_image(layer_path(i), false));
+        if (i % 3)
+            continue;
         chain_read(kind, i, content, SIZE);
         assert_memory_equal(content, moments + i * SIZE, SIZE);
-        assert_true(layer_format(kind, i)[0] == 'r' || check_image(layer_path(i), false));
     }
     image = chain_open(kind, MANY, false);
     assert_int_equal(model_verify(model, &model_image_target, image), 0);
@@ -96,7 +98,7 @@ static void load_of(const struct kind *kind)
 {
     struct error err = ERROR_INIT;
     struct model_options options = {
-        .size = SIZE, .threads = 3, .depth = 8, .operations = 400, .alignment = 512, .max_length = 60000};
+        .size = SIZE, .threads = 3, .depth = 8, .operations = 250, .alignment = 512, .max_length = 60000};
     layer_create(kind, 0, SIZE);
     struct image *image = chain_open(kind, 0, false);
     struct load load = {.image = image, .model = model_create(&options), .running = true};
