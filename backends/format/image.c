@@ -30,6 +30,8 @@ size_t image_cache_share(const struct image *image, size_t count, size_t index)
     return index == 0 ? total / 2 : total / 2 / (count - 1);
 }
 
+static _Atomic uint64_t next_serial = 1;
+
 int image_open_layer(struct image *image, const struct image_layer *spec, const struct layer_open_options *options,
                      struct layer **ret_layer, struct error *err)
 {
@@ -50,6 +52,7 @@ int image_open_layer(struct image *image, const struct image_layer *spec, const 
     layer->file = spec->file;
     layer->below = (struct layer *)options->below;
     layer->read_only = options->read_only;
+    layer->serial = atomic_fetch_add_explicit(&next_serial, 1, memory_order_relaxed);
     *ret_layer = layer;
     return 0;
 }

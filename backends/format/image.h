@@ -189,6 +189,8 @@ struct image *image_queue_image(const struct image_queue *queue);
 
 /* ---- creating and describing ------------------------------------------------------------------------------- */
 
+#define IMAGE_NOTE_MAX 1000
+
 struct image_create_options {
     uint64_t size;              /* bytes, multiple of 512 */
     uint32_t cluster_size;      /* qcow2: 512 .. 2 MiB, 0 = 65536 */
@@ -198,6 +200,7 @@ struct image_create_options {
     uint32_t refcount_bits;     /* qcow2: 1 .. 64, 0 = 16 */
     const char *backing;        /* qcow2: name to record (never followed by us), or NULL */
     const char *backing_format; /* format name to record with it */
+    const char *note;           /* qcow2 version 3: text to keep in the header, at most IMAGE_NOTE_MAX bytes, or NULL */
     bool preallocate;           /* raw: fallocate the whole size; qcow2: -EOPNOTSUPP */
 };
 
@@ -217,6 +220,7 @@ struct image_info {
     char compression[8];
     char backing[1024];      /* "" = none */
     char backing_format[32]; /* "" = not said */
+    char note[IMAGE_NOTE_MAX + 1];
 };
 int image_probe(struct io_file *file, const char *format, struct image_info *ret_info, struct error *err);
 

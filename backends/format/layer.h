@@ -78,6 +78,7 @@ struct layer {
     uint64_t size;        /* bytes */
     uint32_t granularity; /* bytes: cluster or subcluster size; 4096 for raw */
     unsigned index;       /* 0 = top */
+    uint64_t serial;      /* never 0, never used again: tells layers apart while the chain changes */
     bool read_only;
     bool discard;
 };

@@ -99,8 +99,13 @@ int blocking_zeroes(struct blocking *b, uint64_t offset, uint64_t length)
 int blocking_status(struct blocking *b, uint64_t offset, uint64_t length, struct image_extent *ret_extent)
 {
     struct image_status status = {.extents = ret_extent, .max = 1};
+    return blocking_map(b, offset, length, 0, &status);
+}
+
+int blocking_map(struct blocking *b, uint64_t offset, uint64_t length, uint32_t layers, struct image_status *status)
+{
     struct waiting w = {
-        .request = {.op = IMAGE_STATUS, .offset = offset, .length = length, .status = &status},
+        .request = {.op = IMAGE_STATUS, .offset = offset, .length = length, .layers = layers, .status = status},
     };
     return submit_and_wait(b, &w);
 }

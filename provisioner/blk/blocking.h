@@ -18,6 +18,9 @@ int blocking_flush(struct blocking *blocking);
 int blocking_zeroes(struct blocking *blocking, uint64_t offset, uint64_t length);
 /* The first run of equal state from `offset` on, within `length`. */
 int blocking_status(struct blocking *blocking, uint64_t offset, uint64_t length, struct image_extent *ret_extent);
+/* The same for as many runs as `status` has room for, looking at the upper `layers` layers only (0 = all). */
+int blocking_map(struct blocking *blocking, uint64_t offset, uint64_t length, uint32_t layers,
+                 struct image_status *status);
 
 /* All in one, for a single flush. */
 int blocking_flush_once(struct image *image, struct error *err);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A ring of slots goes round, as in convert.c: take the next run that the upper layer holds, read it, write it, take the
- * next. Pieces end where the map says, to the subcluster: what the upper layer does not hold must not be touched below.
+ * A ring of slots goes round, as in convert.c: take the next run that the upper layers hold, read it, write it, take the
+ * next. Pieces end where the map says, to the subcluster: what the upper layers do not hold must not be touched below.
  * Completions may come from within image_submit, so they only put their slot on the list of those that are ready.
  */
 #include "provisioner/blk/commit.h"
@@ -40,6 +40,7 @@ struct slot {
 struct commit {
     struct io_loop *loop;
     struct image_queue *upper, *lower;
+    uint32_t layers;
     uint64_t size;
     uint64_t bytes_per_second;
     uint64_t slot_bytes;
@@ -132,7 +133,7 @@ static void advance(struct slot *slot)
     submit(slot, zero ? IMAGE_WRITE_ZEROES : IMAGE_WRITE, slot->request.offset, length);
 }
 
-/* ---- the upper layer's map --------------------------------------------------------------------------------------- */
+/* ---- the upper layers' map --------------------------------------------------------------------------------------- */
 
 static void map_done(struct image_request *request, int result)
 {
@@ -157,13 +158,13 @@ static void ask_for_map(struct commit *c)
         .offset = c->cursor,
         .length = MIN(c->size - c->cursor, WINDOW_BYTES),
         .status = &c->status,
-        .layers = 1,
+        .layers = c->layers,
         .done = map_done,
     };
     image_submit(c->upper, &c->request);
 }
 
-/* Move on to an extent that the layer holds; false when the map is used up. */
+/* Move on to an extent that the layers hold; false when the map is used up. */
 static bool find_extent(struct commit *c)
 {
     while (c->extent < c->status.count) {
@@ -303,14 +304,15 @@ static int grow(struct image *lower, uint64_t size, struct error *err)
     return geometry.size < size ? image_resize(lower, size, err) : 0;
 }
 
-int commit_layer(struct image *upper, struct image *lower, uint64_t bytes_per_second, struct convert_progress *progress,
-                 uint64_t *ret_bytes, struct error *err)
+int commit_layers(struct image *upper, uint32_t layers, struct image *lower, uint64_t bytes_per_second,
+                  struct convert_progress *progress, uint64_t *ret_bytes, struct error *err)
 {
     struct image_geometry geometry;
     CLEANUP(commit_destroy) struct commit *c = calloc(1, sizeof(*c));
     if (!c)
         return error_sys(err, ENOMEM, "commit the layer");
     image_geometry(upper, &geometry);
+    c->layers = layers;
     c->size = geometry.size;
     c->bytes_per_second = bytes_per_second;
     c->slot_bytes = SLOT_BYTES;

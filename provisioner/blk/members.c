@@ -87,6 +87,8 @@ int members_create(const json_t *object, const char **ret_format, struct image_c
         r = member_string(object, "backing_format", 31, &o.backing_format, err);
     if (r == 0)
         r = member_bool(object, "preallocate", &o.preallocate, err);
+    if (r == 0)
+        r = member_string(object, "note", IMAGE_NOTE_MAX, &o.note, err);
     if (r < 0)
         return r;
     *ret_format = format;

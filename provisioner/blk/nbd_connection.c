@@ -24,6 +24,7 @@ struct nbd_slot *nbd_slot_take(struct nbd_connection *connection)
     slot->position = slot->pending = slot->filled = slot->memory = 0;
     slot->head_length = slot->body_length = 0;
     slot->error = 0;
+    slot->also = NULL;
     return slot;
 }
 

@@ -18,6 +18,7 @@
 
 #include <sys/socket.h>
 
+#include "backends/format/changed.h"
 #include "backends/format/image.h"
 #include "backends/io/io.h"
 #include "provisioner/blk/nbd_export.h"
@@ -32,6 +33,8 @@
 
 struct nbd_connection;
 
+enum nbd_context { NBD_CONTEXT_ALLOCATION = 1, NBD_CONTEXT_CHANGED = 2 }; /* as clients are told */
+
 struct nbd_slot {
     struct image_request image;
     struct image_status status;
@@ -42,11 +45,14 @@ struct nbd_slot {
     uint64_t cookie;          /* as it came */
     uint64_t offset;          /* of the request, or the piece */
     uint32_t length;
-    uint32_t position; /* commands: bytes handed to the image */
-    uint32_t pending;  /* commands: pieces in flight */
-    uint32_t filled;   /* writes: bytes of the piece received */
-    uint32_t memory;   /* bytes taken at iov_base */
-    uint16_t type;     /* enum nbd_command */
+    uint32_t layers;          /* block status: as deep as was asked */
+    enum nbd_context context; /* block status: in whose terms */
+    struct nbd_slot *also;    /* block status: answers for another context, after this one */
+    uint32_t position;        /* commands: bytes handed to the image */
+    uint32_t pending;         /* commands: pieces in flight */
+    uint32_t filled;          /* writes: bytes of the piece received */
+    uint32_t memory;          /* bytes taken at iov_base */
+    uint16_t type;            /* enum nbd_command */
     uint16_t flags;
     int error;            /* commands: the first -errno of a piece */
     uint32_t head_length; /* the answer: head, then body bytes from iov_base */
@@ -72,8 +78,10 @@ struct nbd_connection {
 
     enum nbd_phase phase;
     bool fixed_newstyle, no_zeroes, structured;
-    bool allocation; /* base:allocation was negotiated ... */
-    bool meta_named; /* ... for the name (else for "") */
+    bool allocation; /* base:allocation was negotiated */
+    bool changed;    /* what changed since ... */
+    struct changed_point point;
+    bool meta_named; /* both for the name (else for "") */
     uint64_t size;   /* bytes: what this client was told */
     struct io_timer handshake;
 
@@ -148,6 +156,22 @@ enum nbd_step nbd_handshake_step(struct nbd_connection *connection);
 /* Queue the server's first words. */
 void nbd_handshake_greet(struct nbd_connection *connection);
 enum nbd_step nbd_request_step(struct nbd_connection *connection);
+
+/* ---- nbd_context.c ---- */
+
+#define NBD_CONTEXT_NAME 40u
+
+/* What the queries of a client ask for. */
+struct nbd_contexts {
+    bool allocation;
+    bool all_changed;
+    uint32_t changed; /* layers; 0 = not */
+};
+/* The name of base:allocation (layers 0), or of what changed since the layer so far below the top; its length. */
+size_t nbd_context_name(uint32_t layers, char name[NBD_CONTEXT_NAME]);
+void nbd_context_query(const uint8_t *query, uint32_t length, bool list, struct nbd_contexts *contexts);
+/* Turn a slot's extents into the protocol's, in place (theirs are shorter), equal neighbours merged; how many. */
+uint32_t nbd_context_extents(const struct nbd_slot *slot);
 
 /* ---- nbd_reply.c ---- */
 

@@ -8,9 +8,6 @@
 #include "common/checked.h"
 #include "provisioner/blk/nbd_connection.h"
 
-#define ALLOCATION "base:allocation"
-#define ALLOCATION_ID 1
-
 /* ---- answers ---- */
 
 void nbd_handshake_greet(struct nbd_connection *connection)
@@ -75,7 +72,7 @@ static bool find_export(const struct nbd_connection *connection, const uint8_t *
 static void begin_transmission(struct nbd_connection *connection, bool named)
 {
     if (connection->meta_named != named)
-        connection->allocation = false; /* negotiated for another name */
+        connection->allocation = connection->changed = false; /* negotiated for another name */
     io_timer_cancel(connection->thread->base.loop, &connection->handshake);
     connection->phase = NBD_PHASE_TRANSMISSION;
 }
@@ -187,38 +184,70 @@ static void option_structured(struct nbd_connection *connection, uint32_t length
     answer(connection, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, NULL, 0);
 }
 
-/* Do the queries ask for base:allocation? False in the result when they are malformed. */
-static bool parse_queries(const uint8_t *data, uint32_t length, bool list, bool *ret_wanted)
+/* False when the queries are malformed. */
+static bool parse_queries(const uint8_t *data, uint32_t length, bool list, struct nbd_contexts *ret_wanted)
 {
     if (length < 4)
         return false;
     uint32_t count = load_be32(data);
     data += 4;
     length -= 4;
-    *ret_wanted = list && count == 0;
+    ret_wanted->allocation = ret_wanted->all_changed = list && count == 0;
     for (uint32_t i = 0; i < count; i++) {
         const uint8_t *query;
         uint32_t query_length;
         if (!take_string(&data, &length, &query, &query_length))
             return false;
-        if (query_length == sizeof(ALLOCATION) - 1 && memcmp(query, ALLOCATION, query_length) == 0)
-            *ret_wanted = true;
-        if (list && query_length == 5 && memcmp(query, "base:", 5) == 0)
-            *ret_wanted = true;
+        nbd_context_query(query, query_length, list, ret_wanted);
     }
     return length == 0;
+}
+
+static void answer_context(struct nbd_connection *connection, uint32_t option, uint32_t layers)
+{
+    uint8_t context[4 + NBD_CONTEXT_NAME];
+    uint32_t id = layers ? NBD_CONTEXT_CHANGED : NBD_CONTEXT_ALLOCATION;
+    size_t length = nbd_context_name(layers, (char *)context + 4);
+    store_be32(context, option == NBD_OPT_LIST_META_CONTEXT ? 0 : id);
+    answer(connection, option, NBD_REP_META_CONTEXT, context, 4 + length);
+}
+
+/* Is there a layer so far below the top? */
+static bool find_point(const struct nbd_connection *connection, uint32_t layers, struct changed_point *ret_point)
+{
+    return layers && changed_point(connection->thread->export->image, layers, ret_point, NULL) == 0 &&
+           ret_point->serial != 0;
+}
+
+static void list_contexts(struct nbd_connection *connection, const struct nbd_contexts *wanted)
+{
+    struct changed_point point;
+    if (wanted->allocation)
+        answer_context(connection, NBD_OPT_LIST_META_CONTEXT, 0);
+    for (uint32_t i = 1; wanted->all_changed && find_point(connection, i, &point); i++)
+        answer_context(connection, NBD_OPT_LIST_META_CONTEXT, i);
+}
+
+static void set_contexts(struct nbd_connection *connection, const struct nbd_contexts *wanted)
+{
+    connection->allocation = wanted->allocation;
+    if (wanted->allocation)
+        answer_context(connection, NBD_OPT_SET_META_CONTEXT, 0);
+    connection->changed = find_point(connection, wanted->changed, &connection->point);
+    if (connection->changed)
+        answer_context(connection, NBD_OPT_SET_META_CONTEXT, wanted->changed);
 }
 
 static void option_meta_context(struct nbd_connection *connection, uint32_t option, const uint8_t *data,
                                 uint32_t length)
 {
     bool list = option == NBD_OPT_LIST_META_CONTEXT;
-    uint8_t context[4 + sizeof(ALLOCATION) - 1];
+    struct nbd_contexts wanted = {0};
     const uint8_t *name;
     uint32_t name_length;
-    bool wanted, named;
+    bool named;
     if (!list)
-        connection->allocation = false; /* a new choice replaces the last, also when it fails */
+        connection->allocation = connection->changed = false; /* a new choice replaces the last, also when it fails */
     if (!connection->structured || !take_string(&data, &length, &name, &name_length) || name_length > NBD_NAME_MAX ||
         !parse_queries(data, length, list, &wanted)) {
         answer(connection, option, NBD_REP_ERR_INVALID, NULL, 0);
@@ -228,13 +257,10 @@ static void option_meta_context(struct nbd_connection *connection, uint32_t opti
         answer(connection, option, NBD_REP_ERR_UNKNOWN, NULL, 0);
         return;
     }
-    if (wanted) {
-        store_be32(context, list ? 0 : ALLOCATION_ID);
-        memcpy(context + 4, ALLOCATION, sizeof(ALLOCATION) - 1);
-        answer(connection, option, NBD_REP_META_CONTEXT, context, sizeof(context));
-    }
-    if (!list) {
-        connection->allocation = wanted;
+    if (list) {
+        list_contexts(connection, &wanted);
+    } else {
+        set_contexts(connection, &wanted);
         connection->meta_named = named;
     }
     answer(connection, option, NBD_REP_ACK, NULL, 0);

@@ -96,8 +96,9 @@ enum nbd_chunk {
     NBD_CHUNK_ERROR = 32769,
 };
 
-/* Extent flags of base:allocation. */
+/* Extent flags of base:allocation, and of our own x-platter:changed-since/LAYERS. */
 enum { NBD_STATE_HOLE = 1 << 0, NBD_STATE_ZERO = 1 << 1 };
+enum { NBD_CHANGED = 1 << 0, NBD_CHANGED_ZERO = 1 << 1 };
 
 /* The protocol's own error numbers. */
 enum nbd_error {

@@ -57,37 +57,59 @@ static void write_done(struct nbd_slot *slot, int result)
         nbd_reply_simple(command, command->error, 0);
 }
 
-/* Turn the extents into the protocol's, in place: theirs are shorter. */
+static void submit(struct nbd_slot *slot, enum image_op op, uint32_t flags);
+
+static void status_failed(struct nbd_slot *slot, int error)
+{
+    if (slot->also)
+        nbd_slot_give(slot->also);
+    nbd_reply_chunk_error(slot, error, true);
+}
+
+static void submit_status(struct nbd_slot *slot)
+{
+    const struct nbd_connection *connection = slot->connection;
+    int r = 0;
+    slot->status = (struct image_status){.extents = slot->iov.iov_base, .max = EXTENTS_MAX};
+    slot->layers = 0;
+    if (slot->context == NBD_CONTEXT_CHANGED)
+        r = changed_depth(connection->thread->export->image, &connection->point, &slot->layers);
+    if (r < 0)
+        status_failed(slot, r);
+    else
+        submit(slot, IMAGE_STATUS, 0);
+}
+
+/* Was a snapshot taken before the image looked at its layers? */
+static bool depth_changed(const struct nbd_slot *slot)
+{
+    const struct nbd_connection *connection = slot->connection;
+    uint32_t layers = 0;
+    return slot->context == NBD_CONTEXT_CHANGED &&
+           (changed_depth(connection->thread->export->image, &connection->point, &layers) < 0 ||
+            layers != slot->layers);
+}
+
 static void status_done(struct nbd_slot *slot, int result)
 {
     uint8_t context[4];
-    uint8_t *extents = slot->iov.iov_base;
-    uint64_t left = slot->length;
-    uint32_t count = 0;
-    unsigned limit = slot->flags & NBD_CMD_REQ_ONE ? 1 : slot->status.count;
+    struct nbd_slot *also = slot->also;
     if (result == 0 && slot->status.count == 0)
         result = -EIO;
     if (result < 0) {
-        nbd_reply_chunk_error(slot, result, true);
+        status_failed(slot, result);
         return;
     }
-    for (unsigned i = 0; i < MIN(limit, slot->status.count) && left > 0; i++) {
-        struct image_extent extent;
-        memcpy(&extent, extents + i * sizeof(extent), sizeof(extent));
-        uint32_t length = (uint32_t)MIN(extent.length, left);
-        bool zero = extent.state & IMAGE_EXTENT_ZERO;
-        bool hole = zero || !(extent.state & IMAGE_EXTENT_ALLOCATED);
-        left -= length;
-        store_be32(extents + (size_t)count * NBD_EXTENT_SIZE, length);
-        store_be32(extents + (size_t)count * NBD_EXTENT_SIZE + 4,
-                   (hole ? NBD_STATE_HOLE : 0u) | (zero ? NBD_STATE_ZERO : 0u));
-        count++;
+    if (depth_changed(slot)) {
+        submit_status(slot);
+        return;
     }
-    store_be32(context, 1);
-    nbd_reply_chunk(slot, NBD_CHUNK_BLOCK_STATUS, true, context, sizeof(context), count * NBD_EXTENT_SIZE);
+    store_be32(context, slot->context);
+    uint32_t count = nbd_context_extents(slot);
+    nbd_reply_chunk(slot, NBD_CHUNK_BLOCK_STATUS, !also, context, sizeof(context), count * NBD_EXTENT_SIZE);
+    if (also)
+        submit_status(also);
 }
-
-static void submit(struct nbd_slot *slot, enum image_op op, uint32_t flags);
 
 /* A hint that nobody could follow was followed well enough. FUA: what was done must last. */
 static void trim_done(struct nbd_slot *slot, int result)
@@ -139,8 +161,10 @@ static void submit(struct nbd_slot *slot, enum image_op op, uint32_t flags)
         .iovcnt = data ? 1 : 0,
         .done = image_done,
     };
-    if (op == IMAGE_STATUS)
+    if (op == IMAGE_STATUS) {
         slot->image.status = &slot->status;
+        slot->image.layers = slot->layers;
+    }
     if (op == IMAGE_READ || op == IMAGE_FLUSH || op == IMAGE_STATUS)
         slot->image.flags &= IMAGE_NO_WAIT;
     slot->command->pending++;
@@ -228,6 +252,8 @@ static enum nbd_step continue_write(struct nbd_connection *connection)
 static void refuse(struct nbd_slot *slot, int error)
 {
     export_count(&slot->connection->thread->base.counters.errors, 1);
+    if (slot->also)
+        nbd_slot_give(slot->also);
     if (slot->connection->structured && (slot->type == NBD_CMD_READ || slot->type == NBD_CMD_BLOCK_STATUS))
         nbd_reply_chunk_error(slot, error, true);
     else
@@ -270,7 +296,7 @@ static int check(const struct nbd_slot *slot)
         return -EINVAL;
     if (slot->type == NBD_CMD_READ && slot->flags & NBD_CMD_DF && slot->length > NBD_PIECE_MAX)
         return -EOVERFLOW;
-    if (slot->type == NBD_CMD_BLOCK_STATUS && (!connection->allocation || slot->length == 0))
+    if (slot->type == NBD_CMD_BLOCK_STATUS && ((!connection->allocation && !connection->changed) || slot->length == 0))
         return -EINVAL;
     if (slot->type == NBD_CMD_WRITE_ZEROES && slot->flags & NBD_CMD_FAST_ZERO &&
         (!export->fast_zero || slot->flags & NBD_CMD_NO_HOLE))
@@ -280,8 +306,16 @@ static int check(const struct nbd_slot *slot)
 
 static enum nbd_step start_status(struct nbd_slot *slot)
 {
-    slot->status = (struct image_status){.extents = slot->iov.iov_base, .max = EXTENTS_MAX};
-    submit(slot, IMAGE_STATUS, 0);
+    slot->context = slot->connection->allocation ? NBD_CONTEXT_ALLOCATION : NBD_CONTEXT_CHANGED;
+    if (slot->also) {
+        slot->also->type = slot->type;
+        slot->also->flags = slot->flags;
+        slot->also->cookie = slot->cookie;
+        slot->also->offset = slot->offset;
+        slot->also->length = slot->length;
+        slot->also->context = NBD_CONTEXT_CHANGED;
+    }
+    submit_status(slot);
     return NBD_STEP_ON;
 }
 
@@ -334,6 +368,22 @@ static void parse_header(const uint8_t *bytes, struct nbd_slot *ret_slot)
     ret_slot->length = load_be32(bytes + 24);
 }
 
+/* Memory for the extents, and a second slot when there are two contexts. False when something is out. */
+static bool prepare_status(struct nbd_slot *slot)
+{
+    struct nbd_connection *connection = slot->connection;
+    if (!nbd_slot_memory(slot, NBD_PAGE))
+        return false;
+    if (!connection->allocation || !connection->changed)
+        return true;
+    slot->also = nbd_slot_take(connection);
+    if (slot->also && nbd_slot_memory(slot->also, NBD_PAGE))
+        return true;
+    if (slot->also)
+        nbd_slot_give(slot->also);
+    return false;
+}
+
 static enum nbd_step start_request(struct nbd_connection *connection)
 {
     const uint8_t *bytes = connection->buffer + connection->head;
@@ -345,7 +395,7 @@ static enum nbd_step start_request(struct nbd_connection *connection)
     if (!slot)
         return NBD_STEP_BLOCKED;
     parse_header(bytes, slot);
-    if (slot->type == NBD_CMD_BLOCK_STATUS && !nbd_slot_memory(slot, NBD_PAGE)) {
+    if (slot->type == NBD_CMD_BLOCK_STATUS && !prepare_status(slot)) {
         nbd_slot_give(slot);
         return NBD_STEP_BLOCKED;
     }

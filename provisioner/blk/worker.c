@@ -22,6 +22,7 @@
 #include "provisioner/blk/blocking.h"
 #include "provisioner/blk/commit.h"
 #include "provisioner/blk/convert.h"
+#include "provisioner/blk/incremental.h"
 #include "provisioner/blk/members.h"
 #include "provisioner/blk/shrink.h"
 #include "provisioner/blk/worker_check.h"
@@ -121,12 +122,13 @@ static json_t *string_from_image(const char *text)
 static int answer_info(struct worker *w, const struct image_info *info, struct error *err)
 {
     json_t *members =
-        json_pack("{s:I, s:I, s:I, s:I, s:b, s:b, s:b, s:b, s:b, s:I, s:o, s:o, s:o}", "size", (json_int_t)info->size,
-                  "cluster_size", (json_int_t)info->cluster_size, "version", (json_int_t)info->version, "refcount_bits",
-                  (json_int_t)info->refcount_bits, "extended_l2", info->extended_l2, "dirty", info->dirty, "corrupt",
-                  info->corrupt, "encrypted", info->encrypted, "external_data", info->external_data, "snapshots",
-                  (json_int_t)info->snapshots, "compression", string_from_image(info->compression), "backing",
-                  string_from_image(info->backing), "backing_format", string_from_image(info->backing_format));
+        json_pack("{s:I, s:I, s:I, s:I, s:b, s:b, s:b, s:b, s:b, s:I, s:o, s:o, s:o, s:o}", "size",
+                  (json_int_t)info->size, "cluster_size", (json_int_t)info->cluster_size, "version",
+                  (json_int_t)info->version, "refcount_bits", (json_int_t)info->refcount_bits, "extended_l2",
+                  info->extended_l2, "dirty", info->dirty, "corrupt", info->corrupt, "encrypted", info->encrypted,
+                  "external_data", info->external_data, "snapshots", (json_int_t)info->snapshots, "compression",
+                  string_from_image(info->compression), "backing", string_from_image(info->backing), "backing_format",
+                  string_from_image(info->backing_format), "note", string_from_image(info->note));
     if (!members || json_object_update_new(w->answer, members) < 0)
         return error_sys(err, ENOMEM, "answer");
     return 0;
@@ -245,7 +247,7 @@ static int do_commit(struct worker *w, struct error *err)
         r = open_pair(w, &upper, &lower, err);
     if (r < 0)
         return r;
-    r = commit_layer(upper, lower, bytes_per_second, &w->progress, &bytes, err);
+    r = commit_layers(upper, 1, lower, bytes_per_second, &w->progress, &bytes, err);
     (void)image_close(upper, NULL); /* only read */
     int closed = image_close(lower, r == 0 ? err : NULL);
     if (r == 0)
@@ -343,12 +345,36 @@ static int do_check(struct worker *w, struct error *err)
     return r < 0 ? r : worker_check(w->request, &w->fds[0], check_progress, w, w->answer, err);
 }
 
+static int do_changed(struct worker *w, struct error *err)
+{
+    return incremental_changed(w->request, w->fds, w->fd_count, &w->progress, w->answer, err);
+}
+
+static int do_export_since(struct worker *w, struct error *err)
+{
+    return incremental_export(w->request, w->fds, w->fd_count, &w->progress, w->answer, err);
+}
+
+static int do_import_onto(struct worker *w, struct error *err)
+{
+    return incremental_import(w->request, w->fds, w->fd_count, &w->progress, w->answer, err);
+}
+
 static const struct {
     const char *op;
     int (*run)(struct worker *w, struct error *err);
 } commands[] = {
-    {"create", do_create}, {"probe", do_probe},   {"convert", do_convert}, {"commit", do_commit},
-    {"resize", do_resize}, {"shrink", do_shrink}, {"blank", do_blank},     {"check", do_check},
+    {"create", do_create},
+    {"probe", do_probe},
+    {"convert", do_convert},
+    {"commit", do_commit},
+    {"resize", do_resize},
+    {"shrink", do_shrink},
+    {"blank", do_blank},
+    {"check", do_check},
+    {"changed", do_changed},
+    {"export_since", do_export_since},
+    {"import_onto", do_import_onto},
 };
 
 static int run_command(struct worker *w, struct error *err)

@@ -148,6 +148,7 @@ struct blk_create {
     const char *backing;
     const char *backing_format;
     bool preallocate;
+    const char *note; /* qcow2: a text kept in the header, NULL = none */
 };
 
 /* Was a worker of ours killed in the last seconds? The kernel ends its ring, and with it the locks of its files, some time after
@@ -169,6 +170,7 @@ struct blk_info {
     char compression[8];
     char backing[1024];
     char backing_format[32];
+    char note[1001];
 };
 int blk_worker_probe(const struct blk_worker *worker, int fd, const char *format, struct blk_info *ret_info,
                      struct error *err);
@@ -207,6 +209,42 @@ struct blk_check {
 /* Compare counts with tables of one image file that no server has open; with `repair` put right what can be. */
 int blk_worker_check(const struct blk_worker *worker, int fd, const char *format, bool repair,
                      struct blk_check *ret_check, struct error *err);
+
+struct blk_range {
+    uint64_t offset, length; /* bytes */
+    bool zero;               /* reads as zeros */
+};
+
+#define BLK_CHANGED_MAX 1024
+
+struct blk_changed {
+    size_t count;
+    struct blk_range ranges[BLK_CHANGED_MAX]; /* ascending */
+    uint64_t next;                            /* where to ask on; at `size` all was told */
+    uint64_t size;                            /* of the image */
+};
+/* What the upper `since` layers hold, from `offset` on; since 0 = all layers: what is allocated. At most `limit` ranges, 0 = as
+ * many as there is room for. */
+int blk_worker_changed(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, unsigned since,
+                       uint64_t offset, unsigned limit, struct blk_changed *ret_changed, struct error *err);
+
+/* Write what the upper `since` layers hold into a new image in the empty file `target`, data and zeros, nothing else. `to`
+ * names the base as its backing file, as a label; its size is the chain's. Durable when it returns. */
+int blk_worker_export_since(const struct blk_worker *worker, const struct blk_layer *layers, size_t count,
+                            unsigned since, int target, const struct blk_create *to, uint64_t *ret_bytes,
+                            struct error *err);
+
+/* What an incremental file must be, and the image that it is applied to. */
+struct blk_import {
+    const char *note;
+    uint64_t base_size; /* of the image */
+    uint64_t size;      /* of the file */
+    unsigned unchanged; /* so many upper layers of the image must hold nothing */
+};
+/* Apply the qcow2 file `file` to the image, whose top is open for writing and grows to its size. Refused before anything is
+ * written: codes "wrong-file", "size-mismatch", "damaged-file", "corrupt-image", "changed-since". */
+int blk_worker_import_onto(const struct blk_worker *worker, int file, const struct blk_layer *layers, size_t count,
+                           const struct blk_import *import, uint64_t *ret_bytes, struct error *err);
 
 /* Do the first and last MiB read as zeros, through the format? */
 int blk_worker_blank(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, bool *ret_blank,

@@ -180,11 +180,11 @@ static int run_command(const struct blk_worker *worker, const char *op, json_t *
 
 static json_t *pack_create(const struct blk_create *c)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:b, s:s*, s:I, s:s*, s:s*, s:b}", "format", c->format, "size",
+    return json_pack("{s:s, s:I, s:I, s:I, s:b, s:s*, s:I, s:s*, s:s*, s:b, s:s*}", "format", c->format, "size",
                      (json_int_t)c->size, "cluster_size", (json_int_t)c->cluster_size, "version",
                      (json_int_t)c->version, "extended_l2", c->extended_l2, "compression", c->compression,
                      "refcount_bits", (json_int_t)c->refcount_bits, "backing", c->backing, "backing_format",
-                     c->backing_format, "preallocate", c->preallocate);
+                     c->backing_format, "preallocate", c->preallocate, "note", c->note);
 }
 
 int blk_worker_create(const struct blk_worker *worker, int fd, const struct blk_create *create, struct error *err)
@@ -231,6 +231,7 @@ int blk_worker_probe(const struct blk_worker *worker, int fd, const char *format
     get_string(a, "compression", ret_info->compression, sizeof(ret_info->compression));
     get_string(a, "backing", ret_info->backing, sizeof(ret_info->backing));
     get_string(a, "backing_format", ret_info->backing_format, sizeof(ret_info->backing_format));
+    get_string(a, "note", ret_info->note, sizeof(ret_info->note));
     json_decref(a);
     return 0;
 }
@@ -323,4 +324,82 @@ int blk_worker_check(const struct blk_worker *worker, int fd, const char *format
     };
     json_decref(a);
     return 0;
+}
+
+/* ---- what changed -------------------------------------------------------------------------------------------- */
+
+static int take_changed(const json_t *answer, struct blk_changed *c, struct error *err)
+{
+    size_t i;
+    json_t *range;
+    c->next = get_u64(answer, "next");
+    c->size = get_u64(answer, "size");
+    c->count = 0;
+    json_array_foreach (json_object_get(answer, "ranges"), i, range) {
+        json_int_t offset, length;
+        int zero;
+        if (c->count == BLK_CHANGED_MAX || json_unpack(range, "[I, I, b]", &offset, &length, &zero) < 0 || offset < 0 ||
+            length <= 0)
+            return error_set(err, EBADMSG, "the worker's answer cannot be understood");
+        c->ranges[c->count++] = (struct blk_range){(uint64_t)offset, (uint64_t)length, zero};
+    }
+    return 0;
+}
+
+int blk_worker_changed(const struct blk_worker *worker, const struct blk_layer *layers, size_t count, unsigned since,
+                       uint64_t offset, unsigned limit, struct blk_changed *ret_changed, struct error *err)
+{
+    int fds[BLK_LAYERS_MAX];
+    json_t *answer = NULL;
+    if (count == 0 || count > BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "a chain has 1 to %d layers", BLK_LAYERS_MAX);
+    json_t *request =
+        json_pack("{s:o, s:I, s:I, s:I}", "layers", blk_layers_pack(layers, count, fds), "since", (json_int_t)since,
+                  "offset", (json_int_t)offset, "limit", (json_int_t)MIN(limit, (unsigned)BLK_CHANGED_MAX));
+    int r = run_command(worker, "changed", request, fds, count, &answer, err);
+    if (r < 0)
+        return r;
+    r = take_changed(answer, ret_changed, err);
+    json_decref(answer);
+    return r;
+}
+
+static int run_for_bytes(const struct blk_worker *worker, const char *op, json_t *request, const int *fds, size_t count,
+                         uint64_t *ret_bytes, struct error *err)
+{
+    json_t *answer = NULL;
+    int r = run_command(worker, op, request, fds, count, &answer, err);
+    if (r < 0)
+        return r;
+    if (ret_bytes)
+        *ret_bytes = get_u64(answer, "bytes");
+    json_decref(answer);
+    return 0;
+}
+
+int blk_worker_export_since(const struct blk_worker *worker, const struct blk_layer *layers, size_t count,
+                            unsigned since, int target, const struct blk_create *to, uint64_t *ret_bytes,
+                            struct error *err)
+{
+    int fds[BLK_LAYERS_MAX + 1];
+    if (count < 2 || count > BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "an incremental export takes 2 to %d layers", BLK_LAYERS_MAX);
+    json_t *request = json_pack("{s:o, s:I, s:o}", "layers", blk_layers_pack(layers, count, fds), "since",
+                                (json_int_t)since, "to", pack_create(to));
+    fds[count] = target;
+    return run_for_bytes(worker, "export_since", request, fds, count + 1, ret_bytes, err);
+}
+
+int blk_worker_import_onto(const struct blk_worker *worker, int file, const struct blk_layer *layers, size_t count,
+                           const struct blk_import *import, uint64_t *ret_bytes, struct error *err)
+{
+    int fds[BLK_LAYERS_MAX];
+    struct blk_layer all[BLK_LAYERS_MAX] = {{"qcow2", file}};
+    if (count == 0 || count >= BLK_LAYERS_MAX)
+        return error_set(err, EINVAL, "a file can be applied to 1 to %d layers", BLK_LAYERS_MAX - 1);
+    memcpy(all + 1, layers, count * sizeof(*layers));
+    json_t *request = json_pack("{s:o, s:s, s:I, s:I, s:I}", "layers", blk_layers_pack(all, count + 1, fds), "note",
+                                import->note, "base_size", (json_int_t)import->base_size, "size",
+                                (json_int_t)import->size, "unchanged", (json_int_t)import->unchanged);
+    return run_for_bytes(worker, "import_onto", request, fds, count + 1, ret_bytes, err);
 }

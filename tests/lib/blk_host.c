@@ -15,6 +15,9 @@
 //   blk-host commit BYTES_PER_SECOND FORMAT:FILE...   the first into the second, with locks; 0 = as fast as it can
 //   blk-host grow BYTES FORMAT:FILE...
 //   blk-host blank FORMAT:FILE...
+//   blk-host changed LAYERS FORMAT:FILE...                       what the upper LAYERS layers hold; 0 = all: allocated
+//   blk-host export-since LAYERS BASE-FORMAT:BASE-NAME NOTE TARGET FORMAT:FILE...
+//   blk-host import-onto NOTE BASE-BYTES BYTES FILE FORMAT:FILE...   the first image file for writing
 //
 // Layers are given top first. `serve` leaves the server running and holds qemu's image locks by it.
 #include <errno.h>
@@ -229,8 +232,8 @@ static int probe(int argc, char **argv)
         r = blk_worker_probe(&worker, layer.fd, layer.format, &info, &err);
     if (r < 0)
         return r;
-    (void)printf("size %" PRIu64 " cluster %u version %u backing '%s'\n", info.size, info.cluster_size, info.version,
-                 info.backing);
+    (void)printf("size %" PRIu64 " cluster %u version %u backing '%s'%s%s\n", info.size, info.cluster_size,
+                 info.version, info.backing, info.note[0] ? " note " : "", info.note);
     return 0;
 }
 
@@ -294,13 +297,78 @@ static int blank(int argc, char **argv)
     return r;
 }
 
+static int changed(int argc, char **argv)
+{
+    static struct blk_changed page;
+    struct blk_layer layers[BLK_LAYERS_MAX];
+    unsigned since = (unsigned)strtoul(argv[0], NULL, 10);
+    int r = open_layers(argv + 1, argc - 1, O_RDONLY, layers);
+    while (r == 0 && (page.size == 0 || page.next < page.size)) {
+        r = blk_worker_changed(&worker, layers, (size_t)argc - 1, since, page.next, 0, &page, &err);
+        for (size_t i = 0; r == 0 && i < page.count; i++)
+            (void)printf("%" PRIu64 " %" PRIu64 " %s\n", page.ranges[i].offset, page.ranges[i].length,
+                         page.ranges[i].zero ? "zero" : "data");
+    }
+    return r;
+}
+
+static int export_since(int argc, char **argv)
+{
+    struct blk_layer layers[BLK_LAYERS_MAX];
+    char *colon = argc > 4 ? strchr(argv[1], ':') : NULL;
+    uint64_t bytes;
+    if (!colon)
+        return error_set(&err, EINVAL, "export-since LAYERS BASE-FORMAT:BASE-NAME NOTE TARGET FORMAT:FILE...");
+    *colon = 0;
+    struct blk_create to = {
+        .format = "qcow2", .extended_l2 = true, .backing = colon + 1, .backing_format = argv[1], .note = argv[2]};
+    int target = open(argv[3], O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    int r =
+        target < 0 ? error_sys(&err, errno, "open '%s'", argv[3]) : open_layers(argv + 4, argc - 4, O_RDONLY, layers);
+    if (r == 0)
+        r = blk_worker_export_since(&worker, layers, (size_t)argc - 4, (unsigned)strtoul(argv[0], NULL, 10), target,
+                                    &to, &bytes, &err);
+    if (r == 0)
+        (void)printf("%" PRIu64 "\n", bytes);
+    return r;
+}
+
+static int import_onto(int argc, char **argv)
+{
+    struct blk_layer layers[BLK_LAYERS_MAX];
+    uint64_t bytes;
+    if (argc < 5)
+        return error_set(&err, EINVAL, "import-onto NOTE BASE-BYTES BYTES FILE FORMAT:FILE...");
+    struct blk_import import = {
+        .note = argv[0],
+        .base_size = strtoull(argv[1], NULL, 10),
+        .size = strtoull(argv[2], NULL, 10),
+        .unchanged = 1,
+    };
+    int file = open(argv[3], O_RDONLY | O_CLOEXEC);
+    int r = file < 0 ? error_sys(&err, errno, "open '%s'", argv[3]) : open_layers(argv + 4, argc - 4, O_RDWR, layers);
+    if (r == 0)
+        r = blk_worker_import_onto(&worker, file, layers, (size_t)argc - 4, &import, &bytes, &err);
+    if (r == 0)
+        (void)printf("%" PRIu64 "\n", bytes);
+    return r;
+}
+
 static const struct {
     const char *verb;
     int (*run)(int argc, char **argv);
 } verbs[] = {
-    {"serve", serve},     {"create", create}, {"probe", probe},
-    {"convert", convert}, {"commit", commit}, {"commit-shared", commit_shared},
-    {"grow", grow},       {"blank", blank},
+    {"serve", serve},
+    {"create", create},
+    {"probe", probe},
+    {"convert", convert},
+    {"commit", commit},
+    {"commit-shared", commit_shared},
+    {"grow", grow},
+    {"blank", blank},
+    {"changed", changed},
+    {"export-since", export_since},
+    {"import-onto", import_onto},
 };
 
 int main(int argc, char **argv)

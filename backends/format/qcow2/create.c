@@ -84,6 +84,8 @@ static int choose_features(const struct image_create_options *o, struct header *
         return r;
     if (h->version == 2 && (h->incompatible || refcount_bits != 16))
         return invalid(err, "version 2 has neither extended L2 entries, zstd, nor other than 16-bit reference counts");
+    if (o->note && (h->version == 2 || strlen(o->note) > IMAGE_NOTE_MAX))
+        return invalid(err, "the note is too long, or the version is 2");
     return choose_backing(o, h, err);
 }
 
@@ -138,9 +140,9 @@ static void add_feature_names(struct header *h)
     add_extension(h, QCOW2_EXTENSION_FEATURE_NAMES, table, sizeof(table));
 }
 
-static int make_extensions(struct header *h, struct error *err)
+static int make_extensions(const char *note, struct header *h, struct error *err)
 {
-    h->extensions = calloc(1, 512);
+    h->extensions = calloc(1, 512 + IMAGE_NOTE_MAX + 16);
     if (!h->extensions)
         return error_sys(err, ENOMEM, "create a qcow2 image");
     if (h->backing_format[0])
@@ -148,6 +150,8 @@ static int make_extensions(struct header *h, struct error *err)
     /* The smallest clusters have no room for names and a backing name. */
     if (h->version == 3 && h->cluster_bits >= 12)
         add_feature_names(h);
+    if (note && note[0])
+        add_extension(h, QCOW2_EXTENSION_NOTE, note, strlen(note));
     return 0;
 }
 
@@ -231,7 +235,7 @@ int qcow2_create(struct io_file *file, const struct image_create_options *option
     int r = choose(options, &h, err ? err : &own);
     if (r < 0)
         return r;
-    r = make_extensions(&h, err);
+    r = make_extensions(options->note, &h, err);
     if (r < 0)
         return r;
     struct layout layout = plan(&h);
@@ -240,7 +244,8 @@ int qcow2_create(struct io_file *file, const struct image_create_options *option
     if (r == 0)
         r = write_image(file, &h, &layout);
     if (r == -ENAMETOOLONG)
-        return error_set(err, EINVAL, "create a qcow2 image: the backing name does not fit a cluster of %llu bytes",
+        return error_set(err, EINVAL,
+                         "create a qcow2 image: the backing name or the note does not fit a cluster of %llu bytes",
                          (unsigned long long)layout.cluster_size);
     return r < 0 ? error_sys(err, r, "create a qcow2 image") : 0;
 }

@@ -28,6 +28,7 @@ enum {
     QCOW2_EXTENSION_BITMAPS = 0x23852875,
     QCOW2_EXTENSION_ENCRYPTION = 0x0537be77,
     QCOW2_EXTENSION_DATA_FILE = 0x44415441,
+    QCOW2_EXTENSION_NOTE = 0x706c6e74, /* ours, "plnt": a text; others skip it */
 };
 
 enum qcow2_compression { QCOW2_COMPRESSION_ZLIB = 0, QCOW2_COMPRESSION_ZSTD = 1 };

@@ -30,6 +30,10 @@ int qcow2_probe(struct io_file *file, struct image_info *ret_info, struct error 
     (void)snprintf(info.compression, sizeof(info.compression), "%s", compression);
     (void)snprintf(info.backing, sizeof(info.backing), "%s", h.backing);
     (void)snprintf(info.backing_format, sizeof(info.backing_format), "%s", h.backing_format);
+    size_t length = 0;
+    const uint8_t *note = header_extension(&h, QCOW2_EXTENSION_NOTE, &length);
+    if (note && length <= IMAGE_NOTE_MAX && !memchr(note, 0, length))
+        memcpy(info.note, note, length);
     *ret_info = info;
     return 0;
 }
