@@ -10,6 +10,8 @@
 
 #include "common/cleanup.h"
 
+#define HANGUP_NS UINT64_C(1000000000)
+
 /* ---- slots ---- */
 
 struct nbd_slot *nbd_slot_take(struct nbd_connection *connection)
@@ -83,8 +85,7 @@ void nbd_connection_check(struct nbd_connection *connection)
         connection->busy > 0 || (!connection->broken && nbd_reply_pending(connection)))
         return;
     io_timer_cancel(thread->base.loop, &connection->handshake);
-    if (connection->hangup.active)
-        io_watch_remove(thread->base.loop, &connection->hangup);
+    io_timer_cancel(thread->base.loop, &connection->hangup);
     unlink_connection(connection);
     destroy(connection);
     atomic_fetch_sub(&thread->export->clients, 1);
@@ -100,10 +101,21 @@ static void end_waits(struct nbd_connection *connection)
 }
 
 /* What it had sent before is still done, as far as that needs no waiting. */
-static void hung_up(struct io_watch *watch, uint32_t revents)
+static void look_for_hangup(struct io_timer *timer)
 {
-    if (revents & (POLLHUP | POLLERR))
-        end_waits((void *)((char *)watch - offsetof(struct nbd_connection, hangup)));
+    struct nbd_connection *connection = (void *)((char *)timer - offsetof(struct nbd_connection, hangup));
+    struct pollfd poll_fd = {.fd = connection->fd};
+    if (poll(&poll_fd, 1, 0) > 0)
+        end_waits(connection);
+    else if (connection->blocked)
+        nbd_connection_blocked(connection);
+}
+
+void nbd_connection_blocked(struct nbd_connection *connection)
+{
+    connection->hangup.fire = look_for_hangup;
+    if (!connection->hangup.armed && !connection->gone)
+        io_timer_arm(connection->thread->base.loop, &connection->hangup, HANGUP_NS);
 }
 
 void nbd_connection_end(struct nbd_connection *connection)
@@ -138,8 +150,6 @@ static void start(struct io_task *task)
     connection->next = thread->connections;
     thread->connections = connection;
     io_timer_arm(thread->base.loop, &connection->handshake, NBD_HANDSHAKE_NS);
-    connection->hangup = (struct io_watch){.fd = connection->fd, .events = POLLHUP, .ready = hung_up};
-    (void)io_watch_add(thread->base.loop, &connection->hangup); /* without it an end is seen by reading */
     nbd_handshake_greet(connection);
     nbd_receive_advance(connection);
 }

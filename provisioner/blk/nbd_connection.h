@@ -85,8 +85,8 @@ struct nbd_connection {
     uint64_t size;   /* bytes: what this client was told */
     struct io_timer handshake;
 
-    struct io_watch hangup; /* also seen while nothing is read */
-    bool gone;              /* the client is: its requests wait for no space */
+    struct io_timer hangup; /* while nothing is read: has the client gone? */
+    bool gone;              /* it has: its requests wait for no space */
 
     bool ending;    /* nothing more is read */
     bool broken;    /* and nothing more is sent */
@@ -131,6 +131,8 @@ int nbd_connection_create(struct nbd_thread *thread, int fd);
 void nbd_connection_end(struct nbd_connection *connection);
 /* The same without answers: the client is gone, or breaks the protocol. */
 void nbd_connection_break(struct nbd_connection *connection);
+/* It reads no more for want of slots or memory: see from time to time whether the client is still there. */
+void nbd_connection_blocked(struct nbd_connection *connection);
 /* Destroy it if it has ended and nothing holds it any more. Afterwards it may be gone. */
 void nbd_connection_check(struct nbd_connection *connection);
 

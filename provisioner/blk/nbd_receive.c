@@ -80,7 +80,9 @@ void nbd_receive_advance(struct nbd_connection *connection)
         result = step(connection);
     connection->advancing = false;
     connection->blocked = result == NBD_STEP_BLOCKED;
-    if (!connection->ending && !connection->blocked)
+    if (connection->blocked)
+        nbd_connection_blocked(connection);
+    else if (!connection->ending)
         receive_start(connection);
     nbd_connection_check(connection);
 }

@@ -261,18 +261,16 @@ void conditions_stop(struct manager *m)
     free(c);
 }
 
-void condition_describe(struct manager *m, const char *attachment_id, json_t *json)
+void condition_describe(struct manager *m, const struct attachment_record *attachment, json_t *json)
 {
     struct conditions *c = m->conditions;
-    if (!c)
+    if (!c || strcmp(attachment->state, "attached") != 0 || strcmp(attachment->via, "loop") == 0)
         return;
     LOCK_SCOPE(&c->lock);
-    const struct watched *w = find(c->servers, attachment_id);
-    if (!w)
-        return;
-    (void)json_object_set_new(json, "condition", json_string(w->state));
-    if (strcmp(w->state, "no-space") == 0)
+    const struct watched *w = find(c->servers, attachment->id);
+    (void)json_object_set_new(json, "condition", json_string(w ? w->state : "ok"));
+    if (w && strcmp(w->state, "no-space") == 0)
         (void)json_object_set_new(json, "waiting", json_integer(w->waiting));
-    if (w->cause[0])
+    if (w && w->cause[0])
         (void)json_object_set_new(json, "cause", json_string(w->cause));
 }

@@ -62,7 +62,7 @@ json_t *describe_volume(struct manager *m, const struct volume_record *record)
     json_t *ids = json_array(), *conditions = json_object();
     for (size_t i = 0; i < count; i++) {
         (void)json_array_append_new(ids, json_string(attachments[i].id));
-        condition_describe(m, attachments[i].id, conditions);
+        condition_describe(m, &attachments[i], conditions);
         attachment_record_done(&attachments[i]);
     }
     const char *state = count && strcmp(record->state, "available") == 0 ? "attached" : record->state;
@@ -132,7 +132,7 @@ json_t *describe_attachment(struct manager *m, const struct attachment_record *r
         if (value)
             (void)json_object_set(json, shown[i], value);
     }
-    condition_describe(m, record->id, json);
+    condition_describe(m, record, json);
     return json;
 }
 

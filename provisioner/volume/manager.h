@@ -88,8 +88,9 @@ void supervisor_stop(struct manager *manager);
  * volume.space-returned, volume.failed, pool.low-space, pool.space-returned. */
 int conditions_start(struct manager *manager, struct error *err);
 void conditions_stop(struct manager *manager);
-/* Adds "condition" ("ok", "no-space", "failed"), "waiting" and "cause" to an attachment's description, once known. */
-void condition_describe(struct manager *manager, const char *attachment_id, json_t *json);
+/* Adds "condition" ("ok" unless the server said "no-space" or "failed"), "waiting" and "cause" to a description, where the
+ * attachment has a server. */
+void condition_describe(struct manager *manager, const struct attachment_record *attachment, json_t *json);
 
 /* JSON of records; new references. */
 json_t *describe_volume(struct manager *manager, const struct volume_record *record);
