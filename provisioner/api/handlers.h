@@ -30,6 +30,8 @@ int handle_snapshot_list(struct request *request, struct error *err);
 int handle_snapshot_create(struct request *request, struct error *err);
 int handle_snapshot_get(struct request *request, struct error *err);
 int handle_snapshot_delete(struct request *request, struct error *err);
+int handle_snapshot_allocated(struct request *request, struct error *err);
+int handle_snapshot_changed(struct request *request, struct error *err);
 
 int handle_attachment_list(struct request *request, struct error *err);
 int handle_attachment_create(struct request *request, struct error *err);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/* platter snapshot create|list|show|delete, and what is made of snapshots: volume clone|restore */
+/* platter snapshot create|list|show|changed|delete, and what is made of snapshots: volume clone|restore */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "provisioner/cli/changed.h"
 #include "provisioner/cli/confirm.h"
 #include "provisioner/cli/nouns.h"
 #include "provisioner/cli/output.h"
@@ -123,6 +124,11 @@ static const struct value_spec create_options[] = {
     {NULL},
 };
 
+static const struct value_spec changed_options[] = {
+    {"since", VALUE_TEXT, NULL, "an older snapshot; without it, all that is allocated", "SNAPSHOT"},
+    {NULL},
+};
+
 static const struct value_spec delete_options[] = {
     {"yes", VALUE_FLAG, NULL, "do not ask (-y)"},
     {NULL},
@@ -147,6 +153,12 @@ const struct command snapshot_commands[] = {
      NULL,
      snapshot_list},
     {"snapshot", "show", "Show one snapshot", {SNAPSHOT_ARGUMENT}, NULL, snapshot_show},
+    {"snapshot",
+     "changed",
+     "List what is allocated in a snapshot, or changed since another one",
+     {SNAPSHOT_ARGUMENT},
+     changed_options,
+     snapshot_changed},
     {"snapshot",
      "delete",
      "Delete a snapshot; its space is given back in the background",

@@ -198,6 +198,17 @@ int manager_snapshot_delete(struct manager *manager, const struct caller *caller
  * consistency: "detached"|"crash"|"filesystem", filesystem, formatted, used, created} */
 int manager_snapshot_get(struct manager *manager, const char *name, json_t **ret_snapshot, struct error *err);
 int manager_snapshot_get_id(struct manager *manager, const char *id, json_t **ret_snapshot, struct error *err);
+struct changed_query {
+    const char
+        *since;      /* a snapshot that it stands on: of the same volume by name or id, or VOLUME@SNAPSHOT; NULL = what
+                          is allocated */
+    uint64_t offset; /* bytes: where to begin */
+    unsigned limit;  /* ranges, 1 to 1000 */
+};
+/* {snapshot, since?, size, ranges: [{offset, length, zero}], next?}: ascending, `next` is the offset of the next page. By a
+ * worker: takes a moment. -EINVAL, code "not-an-ancestor". */
+int manager_snapshot_changed(struct manager *manager, const char *snapshot, const struct changed_query *query,
+                             json_t **ret_changed, struct error *err);
 /* Oldest first; volume NULL = of all; `after`: an id. */
 int manager_snapshot_list(struct manager *manager, const char *volume, const char *after, unsigned limit,
                           json_t **ret_snapshots, struct error *err);
