@@ -91,6 +91,7 @@ int handle_volume_import(struct request *request, struct error *err)
         {"source_format", MEMBER_TEXT, offsetof(struct import_request, source_format), true, "qcow2|raw", 0},
         {"format", MEMBER_TEXT, offsetof(struct import_request, spec.format), false, "qcow2|raw", 0},
         {"parents", MEMBER_ARRAY, offsetof(struct import_request, parents), false, NULL, 0},
+        {"onto", MEMBER_BOOL, offsetof(struct import_request, spec.onto), false, NULL, 0},
         {"preserve", MEMBER_BOOL, offsetof(struct import_request, spec.preserve), false, NULL, 0},
         {"filesystem", MEMBER_TEXT, offsetof(struct import_request, spec.filesystem), false, "ext4|xfs|none", 0},
         MEMBERS_END,
@@ -110,6 +111,7 @@ int handle_volume_export(struct request *request, struct error *err)
     static const struct member members[] = {
         {"target", MEMBER_TEXT, offsetof(struct export_spec, target), true, NULL, 0},
         {"format", MEMBER_TEXT, offsetof(struct export_spec, format), false, "qcow2|raw", 0},
+        {"since", MEMBER_TEXT, offsetof(struct export_spec, since), false, NULL, 0},
         MEMBERS_END,
     };
     struct export_spec spec = {.volume = request->parameters[0]};

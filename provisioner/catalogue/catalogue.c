@@ -52,6 +52,8 @@ static const char *const migrations[] = {
     "CREATE INDEX volumes_top ON volumes(top_layer);"
     "CREATE INDEX snapshots_layer ON snapshots(layer_id);"
     "ALTER TABLE attachments ADD COLUMN snapshot_id TEXT REFERENCES snapshots(id);",
+    /* 3: snapshots that came from elsewhere */
+    "ALTER TABLE snapshots ADD COLUMN origin TEXT NOT NULL DEFAULT '';",
 };
 
 static int catalogue_exec(struct catalogue *c, const char *sql, const char *what, struct error *err)

@@ -168,6 +168,7 @@ struct snapshot_record {
     char content[WORD_MAX];
     bool behind;
     int64_t created;
+    char origin[ID_MAX]; /* the snapshot elsewhere that it equals, whose file was imported; "" = none. Never changes */
 };
 
 int catalogue_snapshot_insert(struct catalogue *catalogue, const struct snapshot_record *record, struct error *err);

@@ -4,7 +4,7 @@
 #include "provisioner/catalogue/statement.h"
 
 #define SNAPSHOT_COLUMNS                                                                                               \
-    "id, name, volume_id, layer_id, state, size, consistency, filesystem, formatted, content, behind, created"
+    "id, name, volume_id, layer_id, state, size, consistency, filesystem, formatted, content, behind, created, origin"
 
 static int snapshot_fill(sqlite3_stmt *row, void *record)
 {
@@ -21,15 +21,16 @@ static int snapshot_fill(sqlite3_stmt *row, void *record)
     column_text(row, 6, r->consistency, sizeof(r->consistency));
     column_text(row, 7, r->filesystem, sizeof(r->filesystem));
     column_text(row, 9, r->content, sizeof(r->content));
+    column_text(row, 12, r->origin, sizeof(r->origin));
     return 0;
 }
 
 int catalogue_snapshot_insert(struct catalogue *c, const struct snapshot_record *r, struct error *err)
 {
-    int n =
-        statement_run(c, err, "INSERT INTO snapshots (" SNAPSHOT_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-                      "tttttittitii", r->id, r->name, r->volume_id, r->layer_id, r->state, (int64_t)r->size,
-                      r->consistency, r->filesystem, (int64_t)r->formatted, r->content, (int64_t)r->behind, r->created);
+    int n = statement_run(c, err, "INSERT INTO snapshots (" SNAPSHOT_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                          "tttttittitiit", r->id, r->name, r->volume_id, r->layer_id, r->state, (int64_t)r->size,
+                          r->consistency, r->filesystem, (int64_t)r->formatted, r->content, (int64_t)r->behind,
+                          r->created, r->origin);
     return n < 0 ? n : 0;
 }
 

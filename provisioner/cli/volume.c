@@ -194,6 +194,7 @@ static const struct value_spec import_options[] = {
     {"pool", VALUE_POOL, "pool", "where the volume shall live", "POOL"},
     {"format", VALUE_CHOICE, "format", "of the volume", "qcow2|raw"},
     {"parent", VALUE_TEXT, NULL, "what FILE is based on, nearest first; repeatable", "FILE[:FORMAT]", .repeat = true},
+    {"onto", VALUE_FLAG, "onto", "NAME is there: apply FILE, the export of a snapshot, to it"},
     {"preserve", VALUE_FLAG, "preserve", "keep the qcow2 files as they are, parents too"},
     {"filesystem", VALUE_CHOICE, "filesystem", "what the image holds; looked for when left out", "ext4|xfs|none"},
     {NULL},
@@ -201,6 +202,7 @@ static const struct value_spec import_options[] = {
 
 static const struct value_spec export_options[] = {
     {"format", VALUE_CHOICE, "format", "of the file", "raw|qcow2", .required = true},
+    {"since", VALUE_TEXT, "since", "of VOLUME@SNAPSHOT: only what changed since this older one", "SNAPSHOT"},
     {NULL},
 };
 

@@ -4,9 +4,12 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "provisioner/node/image_lock.h"
 #include "provisioner/volume/snapshot.h"
+
+enum { LOCK_WAIT_MS = 3000, LOCK_PAUSE_MS = 20 };
 
 void chain_done(struct chain *chain)
 {
@@ -16,6 +19,20 @@ void chain_done(struct chain *chain)
     }
     free(chain->records);
     *chain = (struct chain){0};
+}
+
+/* A worker that was ended keeps its files, and with them their locks, until the kernel has taken its ring apart, which is
+ * some time after the process is gone. So a lock that is held is asked for again for a while. */
+static int take_lock(int fd, enum image_lock_mode mode, const char *name, struct error *err)
+{
+    const struct timespec pause = {.tv_nsec = LOCK_PAUSE_MS * 1000 * 1000};
+    for (unsigned waited = 0; waited < LOCK_WAIT_MS; waited += LOCK_PAUSE_MS) {
+        int r = image_lock_take(fd, mode, name, NULL);
+        if (r != -EBUSY)
+            return r < 0 ? image_lock_take(fd, mode, name, err) : 0; /* with the error's words */
+        (void)nanosleep(&pause, NULL);
+    }
+    return image_lock_take(fd, mode, name, err);
 }
 
 static int chain_open_layer(struct manager *m, const struct volume_record *volume, const struct layer_record *record,
@@ -28,7 +45,7 @@ static int chain_open_layer(struct manager *m, const struct volume_record *volum
         r = pool->ops->image_open(pool, record->id, read_only, &fd, err);
     if (r < 0)
         return r;
-    r = image_lock_take(fd, read_only ? IMAGE_LOCK_READER : IMAGE_LOCK_WRITER, volume->name, err);
+    r = take_lock(fd, read_only ? IMAGE_LOCK_READER : IMAGE_LOCK_WRITER, volume->name, err);
     if (r == -EBUSY) {
         (void)error_holder(err, "another program that has the image file open");
         return error_code(err, "volume-in-use");

@@ -65,10 +65,10 @@ static json_t *ranges_to_json(const struct blk_changed *found)
 }
 
 /* Layers 0 = all. */
-static int look(const struct chain *chain, unsigned layers, const struct changed_query *query,
+static int look(struct manager *m, const struct chain *chain, unsigned layers, const struct changed_query *query,
                 struct blk_changed *ret_found, struct error *err)
 {
-    const struct blk_worker worker = {.stall_ms = STALL_MS};
+    const struct blk_worker worker = {.binary = m->blk_program, .stall_ms = STALL_MS};
     return blk_worker_changed(&worker, chain->layers, chain->count, layers, query->offset, query->limit, ret_found,
                               err);
 }
@@ -96,7 +96,7 @@ int manager_snapshot_changed(struct manager *m, const char *snapshot, const stru
     if (query->since && layers == 0) /* the same snapshot: nothing; 0 would ask for all */
         found->next = found->size = s.size;
     else
-        r = look(&chain, layers, query, found, err);
+        r = look(m, &chain, layers, query, found, err);
     if (r < 0)
         return r;
     bool more = found->next < found->size;

@@ -12,8 +12,7 @@
 #include <unistd.h>
 
 #include "common/checked.h"
-#include "provisioner/volume/chain.h"
-#include "provisioner/volume/snapshot.h"
+#include "provisioner/volume/changed.h"
 
 static int export_insert(struct job *job, void *arg, struct error *err)
 {
@@ -34,6 +33,8 @@ static int check_export(const struct export_spec *s, struct error *err)
         return error_set(err, EINVAL, "the target must name a file");
     if (strcmp(format, "qcow2") != 0 && strcmp(format, "raw") != 0)
         return error_set(err, EINVAL, "format must be qcow2 or raw");
+    if (s->since && (strcmp(format, "qcow2") != 0 || !strchr(s->volume, '@')))
+        return error_set(err, EINVAL, "what changed since a snapshot can be exported of VOLUME@SNAPSHOT as qcow2 only");
     return 0;
 }
 
@@ -41,7 +42,7 @@ int manager_volume_export(struct manager *m, const struct caller *caller, const 
                           struct ticket *ret_ticket, struct error *err)
 {
     struct volume_record volume = {0};
-    struct snapshot_record snapshot = {0};
+    struct snapshot_record snapshot = {0}, base = {0};
     CLEANUP_JOB struct job *job = NULL;
     if (!spec->volume)
         return error_set(err, EINVAL, "an export needs a volume");
@@ -50,10 +51,12 @@ int manager_volume_export(struct manager *m, const struct caller *caller, const 
         r = check_export(spec, err);
     if (r == 0)
         r = volume_or_snapshot_find(m, spec->volume, &volume, &snapshot, err);
+    if (r == 0 && spec->since)
+        r = changed_since_find(m, &volume, spec->since, &base, err);
     if (r == 0)
         r = job_create(m, &job_volume_export, &volume, "", caller,
-                       json_pack("{s:s, s:s, s:s}", "target", spec->target, "format",
-                                 spec->format ? spec->format : "qcow2", "view", snapshot.id),
+                       json_pack("{s:s, s:s, s:s, s:s}", "target", spec->target, "format",
+                                 spec->format ? spec->format : "qcow2", "view", snapshot.id, "base", base.id),
                        &job, err);
     if (r < 0)
         return r;
@@ -99,6 +102,57 @@ static int undo_export_file(struct job *job, struct error *err)
     return rights_unlink(&rights, job_get(job, "temporary"), err);
 }
 
+/* What the file of a snapshot says of itself, for import --onto; "" of a volume. */
+static int make_note(const struct job *job, const struct snapshot_record *base, char **ret_note, struct error *err)
+{
+    struct snapshot_record s = {0};
+    int r = catalogue_snapshot_by_id(job->manager->catalogue, job_get(job, "view"), &s, err);
+    if (r < 0)
+        return r;
+    CLEANUP_JSON json_t *note =
+        json_pack("{s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I}", "platter", 1, "volume", s.volume_id, "volume_name",
+                  job->record.volume_name, "base", base->id, "base_name", base->name, "target", s.id, "target_name",
+                  s.name, "base_size", (json_int_t)base->size, "size", (json_int_t)s.size);
+    *ret_note = json_text(note);
+    return *ret_note ? 0 : error_sys(err, ENOMEM, "export");
+}
+
+static int write_changes(struct job *job, const struct chain *chain, const struct snapshot_record *base, int fd,
+                         const char *note, uint64_t *ret_bytes, struct error *err)
+{
+    struct blk_worker worker = job_worker(job);
+    char label[2 * NAME_MAX_BYTES];
+    unsigned layers = 0;
+    int r = changed_layers(chain->records, chain->count, base, &layers, err);
+    if (r < 0)
+        return r;
+    if (layers == 0)
+        return error_set(err, EINVAL, "nothing can change from a snapshot to itself");
+    (void)snprintf(label, sizeof(label), "%s@%s", job->record.volume_name, base->name);
+    struct blk_create to = {
+        .format = "qcow2", .extended_l2 = true, .backing = label, .backing_format = "qcow2", .note = note};
+    return blk_worker_export_since(&worker, chain->layers, chain->count, layers, fd, &to, ret_bytes, err);
+}
+
+static int write_file(struct job *job, const struct chain *chain, int fd, uint64_t *ret_bytes, struct error *err)
+{
+    struct blk_worker worker = job_worker(job);
+    struct snapshot_record base = {0};
+    CLEANUP_FREE char *note = NULL;
+    const char *format = job_get(job, "format");
+    int r = 0;
+    if (job_get(job, "base")[0])
+        r = catalogue_snapshot_by_id(job->manager->catalogue, job_get(job, "base"), &base, err);
+    if (r == 0 && job_get(job, "view")[0] && strcmp(format, "qcow2") == 0)
+        r = make_note(job, &base, &note, err);
+    if (r < 0)
+        return r;
+    if (base.id[0])
+        return write_changes(job, chain, &base, fd, note, ret_bytes, err);
+    struct blk_create to = {.format = format, .note = note};
+    return blk_worker_convert(&worker, chain->layers, chain->count, fd, &to, ret_bytes, err);
+}
+
 static int step_export_convert(struct job *job, struct error *err)
 {
     struct rights rights;
@@ -115,10 +169,8 @@ static int step_export_convert(struct job *job, struct error *err)
         return r;
     if (ftruncate(fd, 0) < 0)
         return error_sys(err, errno, "empty '%s'", job_get(job, "temporary"));
-    struct blk_worker worker = job_worker(job);
-    struct blk_create to = {.format = job_get(job, "format")};
     uint64_t bytes = 0;
-    r = blk_worker_convert(&worker, chain.layers, chain.count, fd, &to, &bytes, err);
+    r = write_file(job, &chain, fd, &bytes, err);
     return r < 0 ? r : job_set_number(job, "bytes", bytes, err);
 }
 

@@ -140,6 +140,8 @@ int manager_volume_import(struct manager *m, const struct caller *caller, const 
     struct intent intent;
     CLEANUP_JOB struct job *job = NULL;
     int r = caller_require(caller, CALLER_OPERATOR, err);
+    if (r == 0 && spec->onto)
+        return import_onto_start(m, caller, spec, ret_ticket, err);
     if (r == 0)
         r = check_import(spec, err);
     if (r == 0)
@@ -175,7 +177,7 @@ static void sources_done(struct sources *sources)
     sources->count = 0;
 }
 
-static int source_open(const struct rights *rights, const char *path, int *ret_fd, struct error *err)
+int import_source_open(const struct rights *rights, const char *path, int *ret_fd, struct error *err)
 {
     CLEANUP_CLOSE int fd = -1;
     struct stat st;
@@ -202,7 +204,7 @@ static int sources_open(const struct job *job, struct sources *sources, struct e
         const json_t *source = json_array_get(list, sources->count);
         struct blk_layer *layer = &sources->layers[sources->count];
         layer->format = json_string_value(json_object_get(source, "format"));
-        int r = source_open(&rights, json_string_value(json_object_get(source, "path")), &layer->fd, err);
+        int r = import_source_open(&rights, json_string_value(json_object_get(source, "path")), &layer->fd, err);
         if (r < 0)
             return r;
     }

@@ -51,6 +51,12 @@ int attachment_find(struct manager *manager, const char *id_or_target, struct at
 int volume_shrink_start(struct manager *manager, const struct caller *caller, const struct volume_record *volume,
                         uint64_t size, bool discard_data, struct ticket *ret_ticket, struct error *err);
 
+/* The job that applies a snapshot's export to a volume (import_onto.c). */
+int import_onto_start(struct manager *manager, const struct caller *caller, const struct import_spec *spec,
+                      struct ticket *ret_ticket, struct error *err);
+/* A file that an import reads, with the caller's rights and a reader's lock. */
+int import_source_open(const struct rights *rights, const char *path, int *ret_fd, struct error *err);
+
 /* Steps that several kinds have. */
 int step_sidecar(struct job *job, struct error *err);
 int undo_sidecar(struct job *job, struct error *err);

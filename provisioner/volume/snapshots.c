@@ -27,6 +27,8 @@ static json_t *describe_snapshot(struct manager *m, const struct volume_record *
     if (json && manager_pool_open(m, volume->pool_id, &pool, NULL) == 0 &&
         pool->ops->image_used(pool, s->layer_id, &used, NULL) == 0)
         (void)json_object_set_new(json, "used", json_integer((json_int_t)used));
+    if (json && s->origin[0])
+        (void)json_object_set_new(json, "origin", json_string(s->origin));
     return json;
 }
 

@@ -132,11 +132,16 @@ struct import_spec {
     const char *format;                            /* of the new volume; NULL = "qcow2" (ignored with preserve) */
     struct import_layer layers[IMPORT_LAYERS_MAX]; /* [0] the source, then its parents, nearest first */
     size_t layer_count;
+    bool onto;              /* apply the file, an export of a snapshot, to the volume `name`, which is there */
     bool preserve;          /* keep the qcow2 files as they are (copied byte by byte, sparse or reflinked) */
     const char *filesystem; /* what the image holds already, remembered for mounting: "ext4", "xfs", "none" (raw
                                data); NULL = look with libblkid when it is mounted first. Never formatted by us. */
 };
 
+/* With `onto` only name and layers[0] (qcow2) count. The volume, which nobody has attached, must be what the file stands on:
+ * its newest snapshot is the file's base (or came from it) and nothing was written since; for a full export it must be blank
+ * and of the same size. It becomes the file's snapshot, and gets a snapshot of that name. Refused with codes "not-an-export",
+ * "wrong-base", "changed-since", "size-mismatch", "damaged-file"; the volume stays as it was then. */
 int manager_volume_import(struct manager *manager, const struct caller *caller, const struct import_spec *spec,
                           struct ticket *ret_ticket, struct error *err);
 
@@ -144,6 +149,7 @@ struct export_spec {
     const char *volume; /* name or id; must not be attached for writing */
     const char *target; /* absolute; must not exist; made with the caller's rights */
     const char *format; /* "raw" or "qcow2"; NULL = "qcow2" */
+    const char *since; /* for VOLUME@SNAPSHOT in qcow2: write only what changed since this older snapshot; NULL = all */
 };
 
 /* ticket.object is the volume's id. The job's result is {volume, target, format, bytes}. */
@@ -195,7 +201,7 @@ int manager_snapshot_create(struct manager *manager, const struct caller *caller
 int manager_snapshot_delete(struct manager *manager, const struct caller *caller, const char *name,
                             struct ticket *ret_ticket, struct error *err);
 /* {id, name: "VOLUME@SNAPSHOT", snapshot, volume, volume_id, state: "creating"|"available"|"failed", layer, size,
- * consistency: "detached"|"crash"|"filesystem", filesystem, formatted, used, created} */
+ * consistency: "detached"|"crash"|"filesystem", filesystem, formatted, used, created, origin?} */
 int manager_snapshot_get(struct manager *manager, const char *name, json_t **ret_snapshot, struct error *err);
 int manager_snapshot_get_id(struct manager *manager, const char *id, json_t **ret_snapshot, struct error *err);
 struct changed_query {

@@ -138,7 +138,7 @@ def main():
     ask("GET", "/v1/snapshots/{snapshot}/changed", 200, query="?since=one&offset=4096&limit=1", snapshot="db@two")
     ask("GET", "/v1/snapshots/{snapshot}/changed", 200, query="?since=db@two", snapshot="db@two")
     ask("GET", "/v1/snapshots/{snapshot}/changed", 400, snapshot="db@two")
-    ask("GET", "/v1/snapshots/{snapshot}/changed", 400, query="?since=two", snapshot="db@one")
+    ask("GET", "/v1/snapshots/{snapshot}/changed", 422, query="?since=two", snapshot="db@one")
     ask("GET", "/v1/snapshots/{snapshot}/changed", 404, query="?since=none", snapshot="db@two")
     ask("POST", "/v1/volumes/clone", 201, {"name": "twin", "snapshot": "db@one", "size": 32 << 20}, "?wait=60")
     ask("POST", "/v1/volumes/clone", 400, {"name": "less", "snapshot": "db@one", "size": 4096})
