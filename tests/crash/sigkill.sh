@@ -51,7 +51,7 @@ kill_under_writer() {
 check_layers() {
     local image status
     for image in "$PLATTERD_DIR"/pool-default/lay-*.img; do
-        within_30s qemu-img info -f "$1" "$image" >/dev/null 2>&1
+        within_30s qemu-io -r -f "$1" -c quit "$image" >/dev/null 2>&1
         [ "$1" = qcow2 ] || continue
         status=$(status_of qemu-img check "$image" 2>"$TMP/check")
         [ "$status" = 0 ] || [ "$status" = 3 ] || fail "qemu-img check says $status: $(cat "$TMP/check")"

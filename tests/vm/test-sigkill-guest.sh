@@ -59,7 +59,7 @@ kill_under_guest() {
 count_lost() {
     local i lost=0
     for ((i = 0; i < 300; i++)); do # the kernel may still be ending requests of the dead process, which hold its locks
-        ! qemu-img info "$2" >/dev/null 2>&1 || break
+        ! qemu-io -r -c quit "$2" >/dev/null 2>&1 || break
         sleep 0.1
     done
     qemu-img convert -f qcow2 -O raw "$2" "$TMP/$1.raw"
