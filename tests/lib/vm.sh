@@ -9,7 +9,7 @@
 #   vm_stop                        power off and wait
 #
 # $VM_DIR/qmp is a second QMP socket, for the tested program. Free PCI ports for hot-plug: rp0 to rp3. Set before
-# vm_start: VM_MEMORY (MiB, 512), VM_CPUS (1), VM_PROGRAMS (more programs of this host for the guest).
+# vm_start: VM_MEMORY (MiB, 512), VM_CPUS (1), VM_PROGRAMS (more programs of this host for the guest), VM_MODULES+=(NAME).
 #
 # Two oddities: `-cpu max` under QEMU 7.2 needs -cx16, or the guest's kernel crashes at random in cmpxchg16b; and
 # the kernel starts from its unpacked vmlinux, which saves the emulated CPU unpacking it.
@@ -93,7 +93,8 @@ vm_copy_programs() {
 # Prints the path of the initramfs for the wanted programs.
 vm_prepare_initramfs() {
     local programs=("${VM_BASE_PROGRAMS[@]}" ${VM_PROGRAMS:-}) key image root
-    key=$({ cat "$VM_CACHE/kernel/version" "${BASH_SOURCE[0]}"; echo "${programs[@]}"; } | sha256sum | cut -c1-16)
+    key=$({ cat "$VM_CACHE/kernel/version" "${BASH_SOURCE[0]}"; echo "${programs[@]} / ${VM_MODULES[@]}"; } |
+        sha256sum | cut -c1-16)
     image=$VM_CACHE/initramfs-$key.cpio
     echo "$image"
     [[ -e $image ]] && return 0
