@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced by the tests that kill block servers: rounds of attach, verify, write, SIGKILL to the server at a random moment,
-# detach and check. The journal of what was acknowledged is ack_writer's (tests/tools).
+# Sourced by the tests that kill block servers: rounds of attach, verify, write, SIGKILL to the server at a random
+# moment, detach and check. The journal of what was acknowledged is ack_writer's (tests/tools).
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/functions.sh"
 . "$PLATTER_SOURCE/tests/lib/platterd.sh"
 PATH=$PLATTER_BUILD/tests:$PATH

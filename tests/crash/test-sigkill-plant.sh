@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Controls of sigkill-server: it must report a volume whose flushes were answered without being done (a proxy before the
-# server keeps them to itself), and one that fell back to an earlier state.
+# server keeps them to itself), one that holds what nobody wrote, and one that fell back to an earlier state.
 . "$(dirname "$0")/sigkill.sh"
 requires nbdkit --filter=fua --version
 start_platterd
 make_pool
 platter volume create v --size 64M --format qcow2 -o name >/dev/null
 
-# finds_loss: the verdict on what is attached now must be "lost"
-finds_loss() {
+# finds PATTERN: the verdict on what is attached now must be bad, for this reason
+finds() {
     local status
     status=$(status_of ack_writer verify "$TARGET" "$JOURNAL" 2>"$TMP/findings")
     [ "$status" != 2 ] || fail "cannot verify: $(cat "$TMP/findings")"
-    [ "$status" = 1 ] && grep -q 'lost: older than its last flush' "$TMP/findings"
+    [ "$status" = 1 ] && grep -q "$1" "$TMP/findings"
 }
 
 # The server commits by itself now and then, and what it committed is not lost: some round finds it out.
@@ -32,13 +32,13 @@ for ((round = 1; ; round++)); do
     rm -f "$TMP/liar" "$TMP/liar.pid"
     check_layers qcow2
     attach_again v vm --export nbd
-    if finds_loss; then break; fi
+    if finds 'lost: older than its last flush'; then break; fi
     platter detach "$ID" >/dev/null
 done
 echo "flushes kept back: found after $round kills: $(head -n 1 "$TMP/findings")"
 platter detach "$ID" >/dev/null
 
-# An honest round, then the image as it was before.
+# An honest round, then a foreign block, then the image as it was before.
 JOURNAL=$TMP/journal-2
 platter volume delete v --yes >/dev/null
 platter volume create v --size 64M --format qcow2 -o name >/dev/null
@@ -47,9 +47,13 @@ cp "$image" "$TMP/earlier"
 attach_again v vm --export nbd
 kill_under_writer "$TARGET"
 check_layers qcow2
+qemu-io -f qcow2 -c 'write -q -P 0x55 0 4096' "$image"
+attach_again v vm --export nbd
+finds 'block 0 sector 0: foreign data' || fail "a foreign block went unnoticed"
+platter detach "$ID" >/dev/null
 cp "$TMP/earlier" "$image"
 attach_again v vm --export nbd
-finds_loss || fail "an image of an earlier time went unnoticed"
+finds 'lost: older than its last flush' || fail "an image of an earlier time went unnoticed"
 echo "earlier image: found: $(head -n 1 "$TMP/findings")"
 platter detach "$ID" >/dev/null
 stop_platterd

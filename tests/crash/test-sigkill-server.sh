@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The block server is killed under a writer, again and again on the same volume: what a flush acknowledged is there, nothing
-# foreign is, and qcow2 has leaks at most. (A raw volume as a device has no server: the kernel reads the file.)
+# The block server is killed under a writer, again and again on the same volume: what a flush acknowledged is there,
+# nothing foreign is, and qcow2 has leaks at most. (A raw volume as a device has no server: the kernel reads the file.)
 . "$(dirname "$0")/sigkill.sh"
 requires test "$(id -u)" = 0
 requires losetup --find
@@ -19,7 +19,8 @@ kill_rounds() {
     for ((round = 0; round <= ROUNDS; round++)); do
         attach_again v "$@"
         if ((round)); then
-            ack_writer verify "$TARGET" "$JOURNAL" >"$TMP/verdict" || fail "$format, $*, round $round: $(cat "$TMP/verdict")"
+            ack_writer verify "$TARGET" "$JOURNAL" >"$TMP/verdict" ||
+                fail "$format, $*, round $round: $(cat "$TMP/verdict")"
         fi
         ((round < ROUNDS)) || break
         kill_under_writer "$TARGET"

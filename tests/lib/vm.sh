@@ -9,7 +9,8 @@
 #   vm_stop                        power off and wait
 #
 # $VM_DIR/qmp is a second QMP socket, for the tested program. Free PCI ports for hot-plug: rp0 to rp3. Set before
-# vm_start: VM_MEMORY (MiB, 512), VM_CPUS (1), VM_PROGRAMS (more programs of this host for the guest), VM_MODULES+=(NAME).
+# vm_start: VM_MEMORY (MiB, 512), VM_CPUS (1), VM_PROGRAMS (more programs of this host for the guest),
+# VM_MODULES+=(NAME).
 #
 # Two oddities: `-cpu max` under QEMU 7.2 needs -cx16, or the guest's kernel crashes at random in cmpxchg16b; and
 # the kernel starts from its unpacked vmlinux, which saves the emulated CPU unpacking it.

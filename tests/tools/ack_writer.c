@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Writes stamped blocks to a volume and keeps a journal of what was acknowledged, outside of the volume, so that it can be
- * told after the death of the server what had to be there.
+ * Writes stamped blocks to a volume and keeps a journal of what was acknowledged, outside of the volume, so that it can
+ * be told after the death of the server what had to be there.
  *
- *   ack_writer write nbd:SOCKET|file:PATH JOURNAL [--seed N]    until the first error; status 0 (the server's end is no fault)
- *   ack_writer verify nbd:SOCKET|file:PATH JOURNAL              status 0: nothing lost, 1: lost or foreign data
- *   ack_writer flushes JOURNAL                                  prints how many flushes were acknowledged so far
+ *   ack_writer write TARGET JOURNAL --seed N    until the first error; status 0 (the server's end is no fault)
+ *   ack_writer verify TARGET JOURNAL            status 0: nothing lost, 1: lost or foreign data, 2: cannot read
+ *   ack_writer flushes JOURNAL                  prints how many flushes were acknowledged so far
  *
- * DEPTH threads with a connection each own clusters of 64 KiB and write their 4 KiB blocks in random order, zero whole clusters now and then,
- * and flush. Each block has a generation that counts up; every 512 bytes written hold place, generation and seed. A flush
- * raises the floor of all blocks to the generation acknowledged before the flush was sent. A block may hold its floor or
- * anything newer that was sent since the last verify, never what is older, nor what was lost once. verify makes what it
- * finds the new floor.
+ * TARGET is nbd:SOCKET or file:PATH (a file or block device).
+ *
+ * DEPTH threads with a connection each own clusters of 64 KiB and write their 4 KiB blocks in random order, zero whole
+ * clusters now and then, and flush. Each block has a generation that counts up; every 512 bytes written hold place,
+ * generation and seed. A flush raises the floor of all blocks to the generation acknowledged before the flush was sent.
+ * A block may hold its floor or anything newer that was sent since the last verify, never what is older, nor what was
+ * lost once. verify makes what it finds the new floor.
  *
  * The journal is a mapped file: this process may be killed as well.
  */
@@ -43,7 +45,7 @@ struct block {
     _Atomic uint64_t acked;  /* newest acknowledged */
     _Atomic uint64_t floor;  /* acknowledged before a flush that succeeded, or found by verify */
     _Atomic uint64_t zeroed; /* newest generation that was a zeroing; 0: never, it began as zeros */
-    uint64_t begun;          /* what was sent before this round, unless the block was found in part: then its floor */
+    uint64_t begun;          /* sent before this round, unless the block was found in part: then its floor */
 };
 
 struct journal {

@@ -5,13 +5,14 @@
  *   replay_log list LOG                     prints a line for each entry: NUMBER KINDS SECTOR SECTORS [MARK'S NAME]
  *   replay_log apply LOG TARGET FROM TO     does the entries FROM <= number < TO to TARGET, a file
  *
- * KINDS is a comma-separated list of write, flush, fua, discard, metadata, mark. The kernel logs a write when a later flush
- * completes, or at once with FUA, so all entries up to a flush, FUA or mark are what a disk may hold at that moment that
- * kept nothing of its cache.
+ * KINDS is a comma-separated list of write, flush, fua, discard, metadata, mark. The kernel logs a write when a later
+ * flush completes, or at once with FUA, so all entries up to a flush, FUA or mark are what a disk may hold at that
+ * moment that kept nothing of its cache.
  *
- * Format (drivers/md/dm-log-writes.c): little endian. A super block in the first sector: magic, version 1, number of entries,
- * sector size. From the second on: an entry's header (sector, number of sectors, flags, bytes of a mark) in a sector of its
- * own, a mark's name behind it in the same sector; then the data, none for discards. All counts are in the log's sectors.
+ * Format (drivers/md/dm-log-writes.c): little endian. A super block in the first sector: magic, version 1, number of
+ * entries, sector size. From the second on: an entry's header (sector, number of sectors, flags, bytes of a mark) in a
+ * sector of its own, a mark's name behind it in the same sector; then the data, none for discards. All counts are in
+ * the log's sectors.
  */
 #include <endian.h>
 #include <errno.h>

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The power is cut at every flush that a guest's ext4 sent: the guest writes through dm-log-writes over its disk of ours, and
-# the log is replayed to every flush, FUA write and mark. At each point the file system is clean once its journal is
-# replayed, and holds the files whose fsync had returned. Replayed to its end, the log equals the disk, byte for byte.
-# A planted fault must be found: a replay that leaves out the writes of one flush.
+# The power is cut at every flush that a guest's ext4 sent: the guest writes through dm-log-writes over its disk of
+# ours, and the log is replayed to every flush, FUA write and mark. At each point the file system is clean once its
+# journal is replayed, and holds the files whose fsync had returned. Replayed to its end, the log equals the disk, byte
+# for byte. A planted fault must be found: a replay that leaves out the writes of one flush.
 . "$(dirname "$0")/../lib/functions.sh"
 . "$(dirname "$0")/../lib/platterd.sh"
 . "$(dirname "$0")/../lib/vm.sh"
@@ -33,7 +33,8 @@ vm_run "dmsetup create lw --table '0 $((SIZE / 512)) log-writes /dev/vda /dev/vd
 
 # File N has N * 7000 bytes of its own.
 vm_run "i=1; while [ \$i -le $FILES ]; do
-    yes \"file \$i \" | head -c \$((i * 7000)) >/tmp/data && dd if=/tmp/data of=/mnt/\$i bs=64k conv=fsync 2>/dev/null || exit 1
+    yes \"file \$i \" | head -c \$((i * 7000)) >/tmp/data || exit 1
+    dd if=/tmp/data of=/mnt/\$i bs=64k conv=fsync 2>/dev/null || exit 1
     dmsetup message lw 0 mark file-\$i; i=\$((i + 1)); done" || fail "the guest cannot write"
 vm_run 'umount /mnt && dmsetup remove lw && sync' || fail "the guest cannot unmount"
 vm_stop
@@ -47,7 +48,8 @@ replay_log list "$TMP/log" >"$TMP/list"
 made=$(awk '$2 ~ /mark/ && $5 == "made" {print $1}' "$TMP/list")
 [ -n "$made" ] || fail "the log has no mark: $(tail -n 3 "$TMP/list")"
 
-# check_point IMAGE FILES: status 0 when the file system, after its journal's replay, is clean and has the files 1 to FILES
+# check_point IMAGE FILES: status 0 when the file system, after its journal's replay, is clean and has the files 1 to
+# FILES
 check_point() {
     local i status=0
     cp --sparse=always "$1" "$TMP/point"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# A guest writes and calls fsync, and tells each fsync that returned; then the server of its disk is killed. All that it told
-# must be in the image of ours. The control is a server with a known loss: qemu-storage-daemon lets the guest choose the
-# cache's mode and says "write through" at first, so the guest sends no flushes, and qcow2's tables die with the process.
+# A guest writes and calls fsync, and tells each fsync that returned; then the server of its disk is killed. All that it
+# told must be in the image of ours. The control is a server with a known loss: qemu-storage-daemon lets the guest
+# choose the cache's mode and says "write through" at first, so the guest sends no flushes, and qcow2's tables die with
+# the process.
 . "$(dirname "$0")/../lib/functions.sh"
 . "$(dirname "$0")/../lib/platterd.sh"
 . "$(dirname "$0")/../lib/vm.sh"
@@ -36,12 +37,13 @@ vm_start "${arguments[@]}" -chardev "socket,id=control,path=$TMP/control.sock,re
     -device vhost-user-blk-pci,chardev=control,num-queues=1
 [ "$(vm_run 'cat /sys/block/vda/queue/write_cache')" = 'write back' ] || fail "the guest would send no flushes"
 
-# kill_under_guest NAME DEVICE PID: sets TOLD to the last piece whose fsync returned. The guest goes on when the server is gone
-# and then hangs in its fsync; a dd of another round is not in the way.
+# kill_under_guest NAME DEVICE PID: sets TOLD to the last piece whose fsync returned. The guest goes on when the server
+# is gone and then hangs in its fsync; a dd of another round is not in the way.
 kill_under_guest() {
     local name=$1 line until=$((20 + RANDOM % 60))
     vm_run "{ i=0; while dd if=/tmp/$name-\$i of=$2 bs=$PIECE seek=\$i count=1 conv=notrunc,fsync 2>/dev/null; do
-            echo told \$i; i=\$((i + 1)); yes \"piece \$i of $name \" | head -c $PIECE >/tmp/$name-\$i; done >/dev/hvc0; } &
+            echo told \$i; i=\$((i + 1))
+            yes \"piece \$i of $name \" | head -c $PIECE >/tmp/$name-\$i; done >/dev/hvc0; } &
         true" >/dev/null
     TOLD=-1
     while [ "$TOLD" -lt "$until" ] && IFS= read -r -t 60 line <&"$VM_CHAN_OUT"; do
@@ -70,7 +72,7 @@ count_lost() {
 }
 
 # The first piece has no predecessor that makes it.
-vm_run "yes 'piece 0 of ours ' | head -c $PIECE >/tmp/ours-0; yes 'piece 0 of control ' | head -c $PIECE >/tmp/control-0" >/dev/null
+for name in ours control; do vm_run "yes 'piece 0 of $name ' | head -c $PIECE >/tmp/$name-0" >/dev/null; done
 kill_under_guest control /dev/vdb "$control_pid"
 control_told=$TOLD
 kill_under_guest ours /dev/vda "$(jq -r .server_pid <<<"$attachment")"
