@@ -56,21 +56,21 @@ static void exchange(struct rebase *rebase)
     size_t old_count = image->count - 1, count = rebase->count;
     LOCK_SCOPE(&image->lock);
     chain_wait_for_builders(image);
-    memcpy(old, image->layers + 1, old_count * sizeof(old[0]));
+    memcpy(old, image->layers + 1, old_count * sizeof(void *));
     for (size_t i = 0; i < count; i++) {
         image->layers[i + 1] = rebase->layers[i];
         image->files[i + 1] = rebase->layers[i]->file;
     }
     image->layers[0]->below = image->layers[1];
-    memcpy(rebase->layers, old, old_count * sizeof(old[0]));
+    memcpy(rebase->layers, old, old_count * sizeof(void *));
     for (unsigned i = 0; i < image->queue_count; i++) {
         struct image_queue *queue = image->queues[i];
         struct layer_queue *leaving[IMAGE_LAYERS_MAX];
-        memcpy(leaving, queue->lqs + 1, old_count * sizeof(leaving[0]));
-        memcpy(queue->lqs + 1, queue->next, count * sizeof(leaving[0]));
+        memcpy(leaving, queue->lqs + 1, old_count * sizeof(void *));
+        memcpy(queue->lqs + 1, queue->next, count * sizeof(void *));
         queue->top->below = queue->lqs[1];
-        memset(queue->next, 0, count * sizeof(leaving[0]));
-        memcpy(queue->next, leaving, old_count * sizeof(leaving[0]));
+        memset(queue->next, 0, count * sizeof(void *));
+        memcpy(queue->next, leaving, old_count * sizeof(void *));
         queue->next_count = old_count;
     }
     image->count = count + 1;

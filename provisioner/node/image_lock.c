@@ -105,7 +105,7 @@ static int try_take(int fd, enum image_lock_mode mode, pid_t *ret_pid)
 
 int image_lock_take(int fd, enum image_lock_mode mode, const char *name, struct error *err)
 {
-    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+    const struct timespec pause = {.tv_nsec = 10L * 1000 * 1000};
     pid_t pid = -1;
     int r = try_take(fd, mode, &pid);
     while ((r == 1 || r == -EAGAIN || r == -EACCES) && blk_worker_may_linger()) {

@@ -25,7 +25,7 @@ void chain_done(struct chain *chain)
  * some time after the process is gone. So a lock that is held is asked for again for a while. */
 static int take_lock(int fd, enum image_lock_mode mode, const char *name, struct error *err)
 {
-    const struct timespec pause = {.tv_nsec = LOCK_PAUSE_MS * 1000 * 1000};
+    const struct timespec pause = {.tv_nsec = LOCK_PAUSE_MS * 1000L * 1000};
     for (unsigned waited = 0; waited < LOCK_WAIT_MS; waited += LOCK_PAUSE_MS) {
         int r = image_lock_take(fd, mode, name, NULL);
         if (r != -EBUSY)

@@ -137,7 +137,7 @@ bool merge_cancel(struct manager *m, const char *volume_id)
 
 bool merge_give_way(struct manager *m, const struct layer_record *layers, size_t count, const char *volume_id)
 {
-    const struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
+    const struct timespec pause = {.tv_nsec = 20L * 1000 * 1000};
     bool any = false;
     for (size_t i = 0; i < count; i++) {
         if (strcmp(layers[i].volume_id, volume_id) == 0)
