@@ -28,8 +28,8 @@ platter volume export v@s2 "$TMP/files/delta" --format qcow2 --since s1 -o name 
 export_delta() { platter volume export v@s2 "$TMP/out.qcow2" --format qcow2 --since s1 -o name; }
 exported() { qemu-img info --output json -U "$TMP/out.qcow2" | jq -e '."backing-filename" == "v@s1"' >/dev/null || fail 'the file'; }
 removed() { rm "$TMP/out.qcow2"; }
-UNDO_STEPS="file convert"
-matrix volume-export "file convert publish" true export_delta removed exported
+UNDO_STEPS=
+matrix volume-export convert true export_delta removed exported
 
 onto() { platter volume import r "$1" --source-format qcow2 --onto -o name; }
 replica() {
@@ -48,6 +48,6 @@ gone() {
     platter volume delete r --snapshots --yes >/dev/null
     settle
 }
-UNDO_STEPS="probe files image"
-matrix volume-import-onto "probe files image record sidecar" replica import_delta gone imported
+UNDO_STEPS=image
+matrix volume-import-onto "probe files image record" replica import_delta gone imported
 stop_platterd
