@@ -265,19 +265,19 @@ static void flush_done(struct image_request *request, int result)
 
 static int turn_until_idle(struct convert *c, struct convert_progress *progress)
 {
-    fill_slots(c);
-    while (c->busy) {
+    for (;;) {
         while (c->ready)
             advance(pop(&c->ready));
-        fill_slots(c);
-        if (c->ready || !c->busy)
+        fill_slots(c); /* also when nothing is in flight: an answer about the map may just have brought more to do */
+        if (c->ready)
             continue;
+        if (!c->busy)
+            return 0;
         int r = io_loop_turn(c->loop, -1);
         if (r < 0 && r != -EINTR)
             return r;
         report(c, progress, false);
     }
-    return 0;
 }
 
 static int run(struct convert *c, struct convert_progress *progress, struct error *err)
