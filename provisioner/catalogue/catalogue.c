@@ -54,6 +54,8 @@ static const char *const migrations[] = {
     "ALTER TABLE attachments ADD COLUMN snapshot_id TEXT REFERENCES snapshots(id);",
     /* 3: snapshots that came from elsewhere */
     "ALTER TABLE snapshots ADD COLUMN origin TEXT NOT NULL DEFAULT '';",
+    /* 4: layers that came from elsewhere and stay as they are */
+    "ALTER TABLE layers ADD COLUMN preserved INTEGER NOT NULL DEFAULT 0;",
 };
 
 static int catalogue_exec(struct catalogue *c, const char *sql, const char *what, struct error *err)

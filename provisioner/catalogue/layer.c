@@ -9,7 +9,7 @@
 
 #define LAYER_COLUMNS                                                                                                  \
     "id, volume_id, pool_id, parent_id, format, size, cluster_size, version, refcount_bits, extended_l2, compression," \
-    " frozen, created"
+    " frozen, created, preserved"
 #define LAYER_CHAIN_MAX 512
 
 static int layer_fill(sqlite3_stmt *row, void *record)
@@ -21,7 +21,8 @@ static int layer_fill(sqlite3_stmt *row, void *record)
                                .refcount_bits = (uint32_t)sqlite3_column_int64(row, 8),
                                .extended_l2 = sqlite3_column_int(row, 9) != 0,
                                .frozen = sqlite3_column_int(row, 11) != 0,
-                               .created = sqlite3_column_int64(row, 12)};
+                               .created = sqlite3_column_int64(row, 12),
+                               .preserved = sqlite3_column_int(row, 13) != 0};
     column_text(row, 0, r->id, sizeof(r->id));
     column_text(row, 1, r->volume_id, sizeof(r->volume_id));
     column_text(row, 2, r->pool_id, sizeof(r->pool_id));
@@ -33,10 +34,11 @@ static int layer_fill(sqlite3_stmt *row, void *record)
 
 int catalogue_layer_insert(struct catalogue *c, const struct layer_record *r, struct error *err)
 {
-    int n = statement_run(c, err, "INSERT INTO layers (" LAYER_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                          "tttntiiiiitii", r->id, r->volume_id, r->pool_id, r->parent_id, r->format, (int64_t)r->size,
-                          (int64_t)r->cluster_size, (int64_t)r->version, (int64_t)r->refcount_bits,
-                          (int64_t)r->extended_l2, r->compression, (int64_t)r->frozen, r->created);
+    int n =
+        statement_run(c, err, "INSERT INTO layers (" LAYER_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                      "tttntiiiiitiii", r->id, r->volume_id, r->pool_id, r->parent_id, r->format, (int64_t)r->size,
+                      (int64_t)r->cluster_size, (int64_t)r->version, (int64_t)r->refcount_bits, (int64_t)r->extended_l2,
+                      r->compression, (int64_t)r->frozen, r->created, (int64_t)r->preserved);
     return n < 0 ? n : 0;
 }
 

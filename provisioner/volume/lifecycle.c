@@ -161,11 +161,11 @@ int job_attachment(const struct job *job, struct attachment_record *ret_record, 
 
 static json_t *sidecar_layer(const struct layer_record *l)
 {
-    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:i, s:i, s:i, s:b, s:s, s:b, s:I}", "id", l->id, "volume_id",
+    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:i, s:i, s:i, s:b, s:s, s:b, s:I, s:b}", "id", l->id, "volume_id",
                      l->volume_id, "parent_id", l->parent_id, "format", l->format, "size", (json_int_t)l->size,
                      "cluster_size", (int)l->cluster_size, "version", (int)l->version, "refcount_bits",
                      (int)l->refcount_bits, "extended_l2", l->extended_l2, "compression", l->compression, "frozen",
-                     l->frozen, "created", (json_int_t)l->created);
+                     l->frozen, "created", (json_int_t)l->created, "preserved", l->preserved);
 }
 
 /* The chain's layers, those beside it (after a restore), and the snapshots. */

@@ -56,8 +56,8 @@ static int consider(struct manager *m, const struct layer_record *lower, struct 
         r = catalogue_layer_child(m->catalogue, lower->id, &work.upper, err);
         if (r < 0)
             return r;
-        if (strcmp(work.upper.volume_id, lower->volume_id) != 0)
-            *ret_found = false; /* another volume's */
+        if (strcmp(work.upper.volume_id, lower->volume_id) != 0 || lower->preserved)
+            *ret_found = false; /* another volume's, or imported to stay as it is */
         else
             r = pair_fits(m, lower, &work.upper, ret_found, err);
     }
