@@ -54,6 +54,9 @@ static const char *const migrations[] = {
     "ALTER TABLE attachments ADD COLUMN snapshot_id TEXT REFERENCES snapshots(id);",
     /* 3: snapshots that came from elsewhere */
     "ALTER TABLE snapshots ADD COLUMN origin TEXT NOT NULL DEFAULT '';",
+    /* 5: snapshots of several volumes at one point */
+    "ALTER TABLE snapshots ADD COLUMN group_id TEXT NOT NULL DEFAULT '';"
+    "CREATE INDEX snapshots_group ON snapshots(group_id) WHERE group_id <> '';",
 };
 
 static int catalogue_exec(struct catalogue *c, const char *sql, const char *what, struct error *err)
