@@ -71,10 +71,12 @@ static int group_create(struct cli *cli, json_t *names, struct error *err)
     int r = body ? request_change(cli, "POST", "/v1/snapshots/group", body, &group, &job_printed, err)
                  : error_set(err, ENOMEM, "out of memory");
     json_decref(body);
-    if (r == 0 && group)
+    if (r < 0)
+        return r;
+    if (group)
         output_list(cli, json_object_get(group, "snapshots"), group_columns, "name");
     json_decref(group);
-    return r;
+    return 0;
 }
 
 static int snapshot_create(struct cli *cli, struct error *err)
