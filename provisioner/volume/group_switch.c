@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "common/text.h"
@@ -36,6 +37,7 @@ struct held {
 struct moment {
     struct held *held;
     size_t count;
+    uint64_t start; /* us: when the first hold was asked for */
 };
 
 static void moment_done(struct moment *moment)
@@ -115,11 +117,19 @@ static int tell(struct job *job, struct error *err)
     return r < 0 ? r : transaction_end(job->manager, job_save(job, err), err);
 }
 
+static uint64_t now_us(void)
+{
+    struct timespec ts;
+    (void)clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
 static int hold_all(struct job *job, struct moment *moment, struct error *err)
 {
     int r = 0;
     for (size_t i = 0; r == 0 && i < moment->count; i++)
         r = blk_flush(moment->held[i].client, err); /* so that little is left for the holds */
+    moment->start = now_us();
     for (size_t i = 0; r == 0 && i < moment->count; i++) {
         struct held *h = &moment->held[i];
         r = blk_hold(h->client, HOLD_MS, &h->token, err);
@@ -185,6 +195,8 @@ int group_switch(struct job *job, struct error *err)
     if (r == 0)
         r = snapshot_all(job, &moment, err);
     release_all(&moment);
+    if (r == 0)
+        r = job_set_number(job, "pause_us", now_us() - moment.start, err);
     if (group_thaw(job, &thaw) < 0)
         log_error("group of volume '%s': %s", job->record.volume_name, thaw.message);
     return r;

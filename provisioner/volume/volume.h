@@ -203,7 +203,7 @@ int manager_snapshot_create(struct manager *manager, const struct caller *caller
  * The same group again: existed. -EEXIST: one of the names is taken. ticket.object is the group's id. */
 int manager_snapshot_group_create(struct manager *manager, const struct caller *caller, const char *const *names,
                                   size_t count, bool freeze, struct ticket *ret_ticket, struct error *err);
-/* {group, snapshots: [as below]}. */
+/* {group, snapshots: [as below]}; as the answer to its creation with pause_us, for how long requests were held back. */
 int manager_snapshot_group_get(struct manager *manager, const char *group_id, json_t **ret_group, struct error *err);
 /* -EBUSY (code "snapshot-in-use") while it is attached. Clones stay. */
 int manager_snapshot_delete(struct manager *manager, const struct caller *caller, const char *name,
