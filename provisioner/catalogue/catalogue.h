@@ -252,7 +252,7 @@ int catalogue_job_find(struct catalogue *catalogue, const char *id, struct job_r
 /* Newest first. state NULL = all, "active" = not ended (oldest first then). */
 int catalogue_job_list(struct catalogue *catalogue, const char *state, unsigned limit, struct job_record **ret_records,
                        size_t *ret_count, struct error *err);
-/* The newest job on this volume or attachment that has not ended; -ENOENT. */
+/* The newest job on this volume (its own, or one of "volumes" in its data) or attachment that has not ended; -ENOENT. */
 int catalogue_job_active(struct catalogue *catalogue, const char *object_id, char ret_id[ID_MAX], struct error *err);
 /* Forget ended jobs beyond the newest `keep`. */
 int catalogue_job_trim(struct catalogue *catalogue, unsigned keep, struct error *err);
