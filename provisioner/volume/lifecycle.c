@@ -71,7 +71,7 @@ static int volume_in_use(const struct volume_record *volume, const struct attach
 static int check_attachments(struct manager *m, const struct volume_record *volume, bool writing_only, bool snapshots,
                              struct error *err)
 {
-    struct attachment_record *attachments;
+    struct attachment_record *attachments = NULL;
     size_t count = 0;
     int r = catalogue_attachment_list(m->catalogue, volume->id, &attachments, &count, err);
     for (size_t i = 0; r == 0 && i < count; i++) {
@@ -79,8 +79,7 @@ static int check_attachments(struct manager *m, const struct volume_record *volu
         if (counts)
             r = volume_in_use(volume, &attachments[i], err);
     }
-    if (r == 0 || r == -EBUSY)
-        attachment_records_free(attachments, count);
+    attachment_records_free(attachments, count);
     return r;
 }
 
