@@ -88,9 +88,14 @@ static int merge_insert(struct job *job, void *arg, struct error *err)
     struct volume_record volume = {0};
     struct work work;
     (void)arg;
+    char active[ID_MAX];
     int r = job_volume(job, &volume, err);
-    if (r == 0)
-        r = volume_check_unused(m, &volume, err);
+    if (r < 0)
+        return r;
+    job_find_active(m, volume.id, active); /* volume_check_ready would cancel a merge, even one resumed at start */
+    if (active[0])
+        return error_set(err, EBUSY, "job '%s' on volume '%s' has not ended", active, volume.name);
+    r = volume_check_unused(m, &volume, err);
     if (r == 0)
         r = volume_check_ready(m, &volume, err);
     return r < 0 ? r : find_work(m, &volume, &work, err);
@@ -282,7 +287,7 @@ static int step_merge(struct job *job, struct error *err)
 }
 
 static const struct job_step merge_steps[] = {
-    {.name = "merge", .run = step_merge},
+    {.name = "merge", .run = step_merge, .undo = resume_swap}, /* a rename that was done or begun has no way back */
     {.name = "sidecar", .run = step_sidecar},
 };
 
