@@ -46,6 +46,7 @@ struct image {
     struct image_request **owners_tail; /* linked by next */
     struct image_request drain;         /* stands for the control thread among the owners */
     bool drain_granted;
+    unsigned drains; /* how deep the control thread has drained the image; its alone */
 
     /* Flushes (flush.c), under lock. */
     bool flushing;

@@ -180,6 +180,8 @@ static void exclusive_task_run(struct io_task *task)
 
 void image_drain_begin(struct image *image)
 {
+    if (image->drains++)
+        return;
     gate_enter(image, &image->drain);
     LOCK_SCOPE(&image->lock);
     while (!image->drain_granted)
@@ -189,7 +191,9 @@ void image_drain_begin(struct image *image)
 
 void image_drain_end(struct image *image)
 {
-    gate_leave(image);
+    assert(image->drains);
+    if (--image->drains == 0)
+        gate_leave(image);
 }
 
 /* ---- grace periods ---- */

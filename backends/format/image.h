@@ -158,7 +158,8 @@ int image_rebase(struct image *image, const struct image_layer *layers, size_t c
 uint64_t image_snapshot_pause(const struct image *image);
 
 /* The control thread: wait until no request is in flight on any queue and hold new ones back, until
- * image_drain_end. Needs the queues' loops to run. Not nested. */
+ * image_drain_end. Needs the queues' loops to run. May be nested: the last end lets requests go on. image_snapshot may be
+ * called in between, and nothing is written from outside before the end; a flush in between would wait for ever. */
 void image_drain_begin(struct image *image);
 void image_drain_end(struct image *image);
 

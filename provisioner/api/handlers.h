@@ -28,6 +28,7 @@ int handle_volume_delete(struct request *request, struct error *err);
 
 int handle_snapshot_list(struct request *request, struct error *err);
 int handle_snapshot_create(struct request *request, struct error *err);
+int handle_snapshot_group_create(struct request *request, struct error *err);
 int handle_snapshot_get(struct request *request, struct error *err);
 int handle_snapshot_delete(struct request *request, struct error *err);
 int handle_snapshot_allocated(struct request *request, struct error *err);

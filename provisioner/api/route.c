@@ -29,6 +29,7 @@ const struct route routes[] = {
     {"POST", "/v1/volumes/clone", CALLER_OPERATOR, true, handle_volume_clone, {"wait"}},
     {"GET", "/v1/snapshots", CALLER_VIEWER, false, handle_snapshot_list, {"volume", "limit", "after"}},
     {"POST", "/v1/snapshots", CALLER_OPERATOR, true, handle_snapshot_create, {"wait"}},
+    {"POST", "/v1/snapshots/group", CALLER_OPERATOR, true, handle_snapshot_group_create, {"wait"}},
     {"GET", "/v1/snapshots/{snapshot}", CALLER_VIEWER, false, handle_snapshot_get, {NULL}},
     {"DELETE", "/v1/snapshots/{snapshot}", CALLER_OPERATOR, false, handle_snapshot_delete, {"wait"}},
     {"GET", "/v1/snapshots/{snapshot}/allocated", CALLER_VIEWER, false, handle_snapshot_allocated, {"offset", "limit"}},

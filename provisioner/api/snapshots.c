@@ -50,6 +50,32 @@ int handle_snapshot_create(struct request *request, struct error *err)
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_CREATED, &ticket, manager_snapshot_get_id);
 }
 
+int handle_snapshot_group_create(struct request *request, struct error *err)
+{
+    struct spec {
+        json_t *names;
+        bool freeze;
+    } spec = {0};
+    static const struct member members[] = {
+        {"names", MEMBER_ARRAY, offsetof(struct spec, names), true, NULL, 0},
+        {"freeze", MEMBER_BOOL, offsetof(struct spec, freeze), false, NULL, 0},
+        MEMBERS_END,
+    };
+    const char *names[SNAPSHOT_GROUP_MAX];
+    struct ticket ticket = {0};
+    int r = body_read(request->body, members, &spec, err);
+    if (r < 0)
+        return r;
+    size_t count = json_array_size(spec.names);
+    for (size_t i = 0; i < count && i < SNAPSHOT_GROUP_MAX; i++) {
+        names[i] = json_string_value(json_array_get(spec.names, i));
+        if (!names[i])
+            return error_set(err, EINVAL, "'names' must be an array of VOLUME@NAME");
+    }
+    r = manager_snapshot_group_create(request->manager, &request->caller, names, count, spec.freeze, &ticket, err);
+    return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_CREATED, &ticket, manager_snapshot_group_get);
+}
+
 int handle_snapshot_get(struct request *request, struct error *err)
 {
     json_t *snapshot = NULL;

@@ -22,6 +22,7 @@
 #include "common/message.h"
 #include "provisioner/blk/blocking.h"
 #include "provisioner/blk/exports.h"
+#include "provisioner/blk/hold.h"
 #include "provisioner/blk/members.h"
 #include "provisioner/blk/snapshot.h"
 
@@ -38,6 +39,7 @@ struct server {
     struct image *image;                                 /* NULL = none open */
     bool open_failed;
     struct snapshots snapshots;
+    struct hold hold;
     bool wait_for_space; /* the policy; not while exports end */
     struct exports exports;
     bool ending;
@@ -47,6 +49,7 @@ struct server {
 /* One request while it is handled. Descriptors that stay in `fds` are closed when it is answered. */
 struct call {
     const json_t *request;
+    const struct message_socket *from; /* to be compared only */
     int fds[MESSAGE_FDS_MAX];
     size_t fd_count;
     json_t *answer; /* members to be added */
@@ -180,7 +183,21 @@ static int do_snapshot(struct server *s, struct call *call, struct error *err)
         return r;
     if (call->fd_count != 1)
         return error_set(err, EINVAL, "a snapshot takes one descriptor");
+    r = hold_check(&s->hold, call->request, err);
+    if (r < 0)
+        return r;
     return snapshots_take(&s->snapshots, s->image, call->request, &call->fds[0], call->answer, err);
+}
+
+static int do_hold(struct server *s, struct call *call, struct error *err)
+{
+    int r = need_image(s, err);
+    return r < 0 ? r : hold_begin(&s->hold, s->image, call->from, call->request, call->answer, err);
+}
+
+static int do_release(struct server *s, struct call *call, struct error *err)
+{
+    return hold_release(&s->hold, call->request, call->answer, err);
 }
 
 static int do_rebase(struct server *s, struct call *call, struct error *err)
@@ -230,16 +247,33 @@ static int do_close(struct server *s, struct call *call, struct error *err)
     return r;
 }
 
+/* What becomes of a request, or of the hold, while the image is held: most would wait for its end, which needs us. */
+enum when_held { HELD_REFUSED, HELD_GOES_ON, HELD_ENDS };
+
 static const struct {
     const char *op;
     bool takes_descriptors;
+    enum when_held when_held;
     int (*handle)(struct server *s, struct call *call, struct error *err);
 } requests[] = {
-    {"hello", false, do_hello},       {"open", true, do_open},      {"export", true, do_export},
-    {"unexport", false, do_unexport}, {"resize", false, do_resize}, {"snapshot", true, do_snapshot},
-    {"rebase", true, do_rebase},      {"flush", false, do_flush},   {"policy", false, do_policy},
-    {"stats", false, do_stats},       {"close", false, do_close},
+    {"hello", false, HELD_GOES_ON, do_hello},   {"open", true, HELD_REFUSED, do_open},
+    {"export", true, HELD_REFUSED, do_export},  {"unexport", false, HELD_ENDS, do_unexport},
+    {"resize", false, HELD_REFUSED, do_resize}, {"snapshot", true, HELD_GOES_ON, do_snapshot},
+    {"hold", false, HELD_GOES_ON, do_hold},     {"release", false, HELD_GOES_ON, do_release},
+    {"rebase", true, HELD_REFUSED, do_rebase},  {"flush", false, HELD_REFUSED, do_flush},
+    {"policy", false, HELD_GOES_ON, do_policy}, {"stats", false, HELD_GOES_ON, do_stats},
+    {"close", false, HELD_ENDS, do_close},
 };
+
+static int check_held(struct server *s, enum when_held when_held, struct error *err)
+{
+    hold_expire(&s->hold);
+    if (when_held == HELD_ENDS)
+        hold_end(&s->hold);
+    return s->hold.image && when_held == HELD_REFUSED
+               ? error_set(err, EBUSY, "the image is held for a group's snapshot")
+               : 0;
+}
 
 static int handle(struct server *s, struct call *call, struct error *err)
 {
@@ -251,6 +285,8 @@ static int handle(struct server *s, struct call *call, struct error *err)
         if (strcmp(requests[i].op, op) != 0)
             continue;
         r = requests[i].takes_descriptors ? 0 : refuse_descriptors(call, err);
+        if (r == 0)
+            r = check_held(s, requests[i].when_held, err);
         return r < 0 ? r : requests[i].handle(s, call, err);
     }
     return error_set(err, EOPNOTSUPP, "unknown request '%s'", op);
@@ -298,6 +334,7 @@ static int serve_connection(struct server *s, struct message_socket *connection)
             return r;
         }
         call.request = request;
+        call.from = connection;
         r = serve_call(s, connection, &call);
         json_decref(request);
         if (r < 0)
@@ -315,6 +352,12 @@ static bool peer_is_allowed(int fd)
     return peer.uid == 0 || peer.uid == geteuid();
 }
 
+static void drop_connection(struct server *s, size_t place)
+{
+    hold_end_of(&s->hold, s->connections[place]);
+    s->connections[place] = message_socket_destroy(s->connections[place]);
+}
+
 /* Where a new connection goes: a free place, or that of the oldest. */
 static size_t connection_place(struct server *s)
 {
@@ -322,7 +365,7 @@ static size_t connection_place(struct server *s)
         if (!s->connections[i])
             return i;
     }
-    (void)message_socket_destroy(s->connections[0]);
+    drop_connection(s, 0);
     for (size_t i = 1; i < CONNECTIONS_MAX; i++)
         s->connections[i - 1] = s->connections[i];
     s->connections[CONNECTIONS_MAX - 1] = NULL;
@@ -352,15 +395,17 @@ static int server_turn(struct server *s)
         struct message_socket *c = s->connections[i];
         fds[2 + i] = (struct pollfd){.fd = c ? message_socket_fd(c) : -1, .events = POLLIN};
     }
-    if (poll(fds, ARRAY_SIZE(fds), -1) < 0)
+    if (poll(fds, ARRAY_SIZE(fds), hold_timeout(&s->hold)) < 0)
         return errno == EINTR ? 0 : -errno;
     for (size_t i = 0; i < CONNECTIONS_MAX && !s->ending; i++) {
         if (fds[2 + i].revents && serve_connection(s, s->connections[i]) < 0)
-            s->connections[i] = message_socket_destroy(s->connections[i]);
+            drop_connection(s, i);
     }
+    hold_expire(&s->hold);
     if (!s->ending && fds[1].revents) {
         struct error err = ERROR_INIT;
         struct call none = {0};
+        hold_end(&s->hold);
         if (do_close(s, &none, &err) < 0)
             log_error("close: %s", err.message);
     }
@@ -381,6 +426,7 @@ int server_run(int listen_fd)
         r = server_turn(&s);
     if (r < 0)
         log_error("control loop: %s", strerror(-r));
+    hold_end(&s.hold);
     exports_stop_all(&s.exports);
     (void)image_close(s.image, NULL); /* NULL after "close"; else the loop failed and was reported */
     for (size_t i = 0; i < CONNECTIONS_MAX; i++)

@@ -56,6 +56,9 @@ static const char *const migrations[] = {
     "ALTER TABLE snapshots ADD COLUMN origin TEXT NOT NULL DEFAULT '';",
     /* 4: layers that came from elsewhere and stay as they are */
     "ALTER TABLE layers ADD COLUMN preserved INTEGER NOT NULL DEFAULT 0;",
+    /* 5: snapshots of several volumes at one point */
+    "ALTER TABLE snapshots ADD COLUMN group_id TEXT NOT NULL DEFAULT '';"
+    "CREATE INDEX snapshots_group ON snapshots(group_id) WHERE group_id <> '';",
 };
 
 static int catalogue_exec(struct catalogue *c, const char *sql, const char *what, struct error *err)

@@ -170,6 +170,7 @@ struct snapshot_record {
     bool behind;
     int64_t created;
     char origin[ID_MAX]; /* the snapshot elsewhere that it equals, whose file was imported; "" = none. Never changes */
+    char group_id[ID_MAX]; /* shared by those that were taken of several volumes at one point; "" = none */
 };
 
 int catalogue_snapshot_insert(struct catalogue *catalogue, const struct snapshot_record *record, struct error *err);
@@ -183,6 +184,9 @@ int catalogue_snapshot_by_id(struct catalogue *catalogue, const char *id, struct
 /* volume_id NULL = all; oldest first; those after the snapshot `after` (an id; NULL = from the start), at most `limit`. */
 int catalogue_snapshot_list(struct catalogue *catalogue, const char *volume_id, const char *after, unsigned limit,
                             struct snapshot_record **ret_records, size_t *ret_count, struct error *err);
+/* Those of one group, oldest first. */
+int catalogue_snapshot_group(struct catalogue *catalogue, const char *group_id, struct snapshot_record **ret_records,
+                             size_t *ret_count, struct error *err);
 /* All of a volume, within the transaction that deletes it. */
 int catalogue_snapshot_delete_all(struct catalogue *catalogue, const char *volume_id, struct error *err);
 
@@ -249,7 +253,7 @@ int catalogue_job_find(struct catalogue *catalogue, const char *id, struct job_r
 /* Newest first. state NULL = all, "active" = not ended (oldest first then). */
 int catalogue_job_list(struct catalogue *catalogue, const char *state, unsigned limit, struct job_record **ret_records,
                        size_t *ret_count, struct error *err);
-/* The newest job on this volume or attachment that has not ended; -ENOENT. */
+/* The newest job on this volume (its own, or one of "volumes" in its data) or attachment that has not ended; -ENOENT. */
 int catalogue_job_active(struct catalogue *catalogue, const char *object_id, char ret_id[ID_MAX], struct error *err);
 /* Forget ended jobs beyond the newest `keep`. */
 int catalogue_job_trim(struct catalogue *catalogue, unsigned keep, struct error *err);

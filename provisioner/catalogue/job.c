@@ -115,7 +115,9 @@ static int job_id_fill(sqlite3_stmt *row, void *record)
 int catalogue_job_active(struct catalogue *c, const char *object_id, char ret_id[ID_MAX], struct error *err)
 {
     return statement_row(c, job_id_fill, ret_id, "active job of", object_id, err,
-                         "SELECT id FROM jobs WHERE ended = 0 AND (volume_id = ?1 OR attachment_id = ?1)"
+                         "SELECT id FROM jobs WHERE ended = 0 AND (volume_id = ?1 OR attachment_id = ?1 OR EXISTS"
+                         " (SELECT 1 FROM json_each(CASE WHEN json_valid(data) THEN data END, '$.volumes') AS v"
+                         "  WHERE v.value = ?1))"
                          " ORDER BY number DESC LIMIT 1",
                          "t", object_id);
 }

@@ -4,7 +4,8 @@
 #include "provisioner/catalogue/statement.h"
 
 #define SNAPSHOT_COLUMNS                                                                                               \
-    "id, name, volume_id, layer_id, state, size, consistency, filesystem, formatted, content, behind, created, origin"
+    "id, name, volume_id, layer_id, state, size, consistency, filesystem, formatted, content, behind, created, "       \
+    "origin, group_id"
 
 static int snapshot_fill(sqlite3_stmt *row, void *record)
 {
@@ -22,15 +23,16 @@ static int snapshot_fill(sqlite3_stmt *row, void *record)
     column_text(row, 7, r->filesystem, sizeof(r->filesystem));
     column_text(row, 9, r->content, sizeof(r->content));
     column_text(row, 12, r->origin, sizeof(r->origin));
+    column_text(row, 13, r->group_id, sizeof(r->group_id));
     return 0;
 }
 
 int catalogue_snapshot_insert(struct catalogue *c, const struct snapshot_record *r, struct error *err)
 {
-    int n = statement_run(c, err, "INSERT INTO snapshots (" SNAPSHOT_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                          "tttttittitiit", r->id, r->name, r->volume_id, r->layer_id, r->state, (int64_t)r->size,
+    int n = statement_run(c, err, "INSERT INTO snapshots (" SNAPSHOT_COLUMNS ") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                          "tttttittitiitt", r->id, r->name, r->volume_id, r->layer_id, r->state, (int64_t)r->size,
                           r->consistency, r->filesystem, (int64_t)r->formatted, r->content, (int64_t)r->behind,
-                          r->created, r->origin);
+                          r->created, r->origin, r->group_id);
     return n < 0 ? n : 0;
 }
 
@@ -38,9 +40,9 @@ int catalogue_snapshot_update(struct catalogue *c, const struct snapshot_record 
 {
     int n = statement_run(c, err,
                           "UPDATE snapshots SET layer_id = ?, state = ?, size = ?, consistency = ?, filesystem = ?,"
-                          " formatted = ?, content = ?, behind = ?, created = ? WHERE id = ?",
-                          "ttittitiit", r->layer_id, r->state, (int64_t)r->size, r->consistency, r->filesystem,
-                          (int64_t)r->formatted, r->content, (int64_t)r->behind, r->created, r->id);
+                          " formatted = ?, content = ?, behind = ?, created = ?, group_id = ? WHERE id = ?",
+                          "ttittitiitt", r->layer_id, r->state, (int64_t)r->size, r->consistency, r->filesystem,
+                          (int64_t)r->formatted, r->content, (int64_t)r->behind, r->created, r->group_id, r->id);
     return n < 0 ? n : n == 0 ? error_set(err, ENOENT, "no snapshot '%s'", r->id) : 0;
 }
 
@@ -81,6 +83,14 @@ int catalogue_snapshot_list(struct catalogue *c, const char *volume_id, const ch
                           " AND rowid > coalesce((SELECT rowid FROM snapshots WHERE id = ?2), 0)"
                           " ORDER BY rowid LIMIT ?3",
                           "nni", volume_id, after, (int64_t)limit);
+}
+
+int catalogue_snapshot_group(struct catalogue *c, const char *group_id, struct snapshot_record **ret_records,
+                             size_t *ret_count, struct error *err)
+{
+    return statement_rows(c, snapshot_fill, sizeof(struct snapshot_record), (void **)ret_records, ret_count, err,
+                          "SELECT " SNAPSHOT_COLUMNS " FROM snapshots WHERE group_id = ?1 AND ?1 <> '' ORDER BY rowid",
+                          "t", group_id);
 }
 
 int catalogue_snapshot_delete_all(struct catalogue *c, const char *volume_id, struct error *err)

@@ -56,7 +56,7 @@ struct value_spec {
     const char *choices; /* "qcow2|raw", or how the value is shown ("SIZE") */
     bool required;       /* options only: arguments are required unless `optional` */
     bool optional;       /* arguments only */
-    bool repeat;         /* may be given more than once */
+    bool repeat;         /* may be given more than once; of the arguments only the last */
 };
 
 #define COMMAND_ARGUMENTS_MAX 3
@@ -86,7 +86,7 @@ struct cli {
     int timeout_ms; /* -1 = none given */
     bool help;
     const char *arguments[COMMAND_ARGUMENTS_MAX];
-    json_t *options; /* by long name: true, a string, or an array of strings (repeat) */
+    json_t *options; /* by long name: true, a string, or an array of strings (repeat; arguments, too, by their name) */
     json_t *body;    /* the members that arguments and options name */
     struct client *client;
 };

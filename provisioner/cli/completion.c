@@ -160,6 +160,8 @@ int completion_candidates(int count, char **words)
         offer_commands(NULL, prefix);
     } else if (!context.command) {
         offer_commands(context.noun, prefix);
+    } else if (context.arguments > 0 && context.command->arguments[0].repeat) {
+        offer_value(&context.command->arguments[0], context.socket, prefix);
     } else if (context.arguments < COMMAND_ARGUMENTS_MAX && context.command->arguments[context.arguments].name) {
         offer_value(&context.command->arguments[context.arguments], context.socket, prefix);
     }

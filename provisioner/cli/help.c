@@ -31,7 +31,10 @@ static void print_usage(const struct command *command)
 {
     (void)printf("platter %s%s%s", command->noun, command->verb ? " " : "", command->verb ? command->verb : "");
     for (int i = 0; i < COMMAND_ARGUMENTS_MAX && command->arguments[i].name; i++)
-        (void)printf(command->arguments[i].optional ? " [%s]" : " %s", command->arguments[i].name);
+        (void)printf(command->arguments[i].optional ? " [%s]"
+                     : command->arguments[i].repeat ? " %s..."
+                                                    : " %s",
+                     command->arguments[i].name);
     for (const struct value_spec *spec = command->options; spec && spec->name; spec++) {
         if (spec->required)
             (void)printf(" --%s %s", spec->name, spec->choices ? spec->choices : "VALUE");
@@ -75,7 +78,10 @@ void help_print_all(void)
             int n = snprintf(label, sizeof(label), "%s%s%s", command->noun, command->verb ? " " : "",
                              command->verb ? command->verb : "");
             for (int i = 0; n > 0 && i < COMMAND_ARGUMENTS_MAX && command->arguments[i].name; i++)
-                n += snprintf(label + n, sizeof(label) - (size_t)n, command->arguments[i].optional ? " [%s]" : " %s",
+                n += snprintf(label + n, sizeof(label) - (size_t)n,
+                              command->arguments[i].optional ? " [%s]"
+                              : command->arguments[i].repeat ? " %s..."
+                                                             : " %s",
                               command->arguments[i].name);
             (void)printf("  %-30s %s\n", label, command->summary);
         }

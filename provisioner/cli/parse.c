@@ -250,6 +250,20 @@ static int take_common(struct cli *cli, struct error *err)
 
 /* ---- arguments ---- */
 
+/* All words of an argument that repeats, as an array among the options. Returns how many. */
+static int take_repeated(struct cli *cli, const struct value_spec *spec, int count, char **words, struct error *err)
+{
+    json_t *array = json_array();
+    int r = json_object_set_new(cli->options, spec->name, array) < 0 ? -ENOMEM : 0;
+    for (int i = 0; r == 0 && i < count; i++) {
+        json_t *value = value_parse(spec, spec->name, words[i], err);
+        if (!value)
+            return -EINVAL;
+        r = json_array_append_new(array, value) < 0 ? -ENOMEM : 0;
+    }
+    return r < 0 ? error_set(err, -r, "out of memory") : count;
+}
+
 static int take_arguments(struct cli *cli, int argc, char **argv, struct error *err)
 {
     const struct command *command = cli->command;
@@ -265,6 +279,13 @@ static int take_arguments(struct cli *cli, int argc, char **argv, struct error *
         if (r < 0)
             return r;
         cli->arguments[i] = argv[given];
+        if (spec->repeat) {
+            r = take_repeated(cli, spec, argc - given, argv + given, err);
+            if (r < 0)
+                return r;
+            given += r;
+            break;
+        }
     }
     if (given < argc)
         return error_set(err, EINVAL, "unexpected argument '%s'", argv[given]);

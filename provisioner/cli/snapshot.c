@@ -12,6 +12,8 @@
 #include "provisioner/cli/request.h"
 #include "provisioner/cli/snapshot.h"
 
+#define CREATE_ARGUMENT "VOLUME@SNAPSHOT"
+
 static const struct column snapshot_columns[] = {
     {"NAME", "name"},
     {"SIZE", "size", COLUMN_SIZE},
@@ -19,6 +21,16 @@ static const struct column snapshot_columns[] = {
     {"CONSISTENCY", "consistency"},
     {"STATE", "state"},
     {"CREATED", "created", COLUMN_TIME},
+    {"GROUP", "group"},
+    {NULL},
+};
+
+static const struct column group_columns[] = {
+    {"NAME", "name"},
+    {"GROUP", "group"},
+    {"SIZE", "size", COLUMN_SIZE},
+    {"CONSISTENCY", "consistency"},
+    {"STATE", "state"},
     {NULL},
 };
 
@@ -32,6 +44,7 @@ static const struct column snapshot_details[] = {
     {"Consistency", "consistency"},
     {"File system", "filesystem"},
     {"Pause (us)", "pause_us"},
+    {"Group", "group"},
     {"Created", "created", COLUMN_TIME},
     {NULL},
 };
@@ -50,8 +63,27 @@ static int print_change(struct cli *cli, const char *method, const char *path, c
     return 0;
 }
 
+static int group_create(struct cli *cli, json_t *names, struct error *err)
+{
+    json_t *group = NULL;
+    bool job_printed = false;
+    json_t *body = json_pack("{s:O, s:b}", "names", names, "freeze", cli_flag(cli, "freeze"));
+    int r = body ? request_change(cli, "POST", "/v1/snapshots/group", body, &group, &job_printed, err)
+                 : error_set(err, ENOMEM, "out of memory");
+    json_decref(body);
+    if (r < 0)
+        return r;
+    if (group)
+        output_list(cli, json_object_get(group, "snapshots"), group_columns, "name");
+    json_decref(group);
+    return 0;
+}
+
 static int snapshot_create(struct cli *cli, struct error *err)
 {
+    json_t *names = json_object_get(cli->options, CREATE_ARGUMENT);
+    if (json_array_size(names) > 1)
+        return group_create(cli, names, err);
     return print_change(cli, "POST", "/v1/snapshots", cli->body, snapshot_details, err);
 }
 
@@ -142,8 +174,9 @@ static const struct value_spec delete_options[] = {
 const struct command snapshot_commands[] = {
     {"snapshot",
      "create",
-     "Keep a volume as it is now, in use or not",
-     {{"VOLUME@SNAPSHOT", VALUE_TEXT, "name", "the volume and the snapshot's name"}},
+     "Keep volumes as they are now, in use or not",
+     {{CREATE_ARGUMENT, VALUE_TEXT, "name", "the volume and the snapshot's name; several: at one point in time",
+       .repeat = true}},
      create_options,
      snapshot_create},
     {"snapshot",

@@ -246,14 +246,52 @@ int blk_resize(struct blk_client *c, uint64_t size, struct error *err)
     return call(c, "resize", json_pack("{s:I}", "size", (json_int_t)size), NULL, 0, DISK_MS, NULL, err);
 }
 
-int blk_snapshot(struct blk_client *c, const char *id, const struct blk_layer *layer, struct error *err)
+static int snapshot(struct blk_client *c, const char *id, const struct blk_layer *layer, const uint64_t *hold,
+                    struct error *err)
 {
     json_t *answer = NULL;
     json_t *request = json_pack("{s:s, s:s}", "layer_id", id, "format", layer->format);
+    if (request && hold)
+        (void)json_object_set_new(request, "hold", json_integer((json_int_t)*hold));
     int r = call(c, "snapshot", request, &layer->fd, 1, DISK_MS, &answer, err);
     if (r < 0)
         return r;
     c->snapshot_pause_us = get_u64(answer, "pause_us");
+    (void)drop_answer(answer);
+    return 0;
+}
+
+int blk_snapshot(struct blk_client *c, const char *id, const struct blk_layer *layer, struct error *err)
+{
+    return snapshot(c, id, layer, NULL, err);
+}
+
+int blk_snapshot_held(struct blk_client *c, const char *id, const struct blk_layer *layer, uint64_t token,
+                      struct error *err)
+{
+    return snapshot(c, id, layer, &token, err);
+}
+
+int blk_hold(struct blk_client *c, unsigned deadline_ms, uint64_t *ret_token, struct error *err)
+{
+    json_t *answer = NULL;
+    json_t *request = json_pack("{s:I}", "deadline_ms", (json_int_t)deadline_ms);
+    int r = call(c, "hold", request, NULL, 0, DISK_MS, &answer, err);
+    if (r < 0)
+        return r;
+    *ret_token = get_u64(answer, "token");
+    (void)drop_answer(answer);
+    return 0;
+}
+
+int blk_release(struct blk_client *c, uint64_t token, bool *ret_held, struct error *err)
+{
+    json_t *answer = NULL;
+    int r = call(c, "release", json_pack("{s:I}", "token", (json_int_t)token), NULL, 0, HELLO_MS, &answer, err);
+    if (r < 0)
+        return r;
+    if (ret_held)
+        *ret_held = json_is_true(json_object_get(answer, "held"));
     (void)drop_answer(answer);
     return 0;
 }

@@ -98,6 +98,15 @@ int blk_resize(struct blk_client *client, uint64_t size, struct error *err);
  * 64 bytes) names the new top: the same request again is answered with success. The old top's lock becomes a reader's.
  * After an error other than -EPIPE and the like the image goes on as it was. */
 int blk_snapshot(struct blk_client *client, const char *id, const struct blk_layer *layer, struct error *err);
+/* Flush, then answer none of the exports' requests until blk_release, the deadline (at most 30 s), or the end of this
+ * connection. -EBUSY: held already, or requests wait for space. Meanwhile blk_hello, blk_stats and blk_snapshot_held are
+ * answered; blk_unexport and blk_close end it. */
+int blk_hold(struct blk_client *client, unsigned deadline_ms, uint64_t *ret_token, struct error *err);
+/* *ret_held (may be NULL): it lasted until now. */
+int blk_release(struct blk_client *client, uint64_t token, bool *ret_held, struct error *err);
+/* blk_snapshot within a hold: -ESTALE (code "hold-expired") when that has ended, and nothing was changed. */
+int blk_snapshot_held(struct blk_client *client, const char *id, const struct blk_layer *layer, uint64_t token,
+                      struct error *err);
 /* For how long the last blk_snapshot of this client held requests back, in microseconds. */
 uint64_t blk_snapshot_pause_us(const struct blk_client *client);
 /* `layers` (top first, each with a reader's lock) take the place of all layers below the top, under load. They must read as

@@ -238,6 +238,14 @@ static void job_snapshot_object(struct manager *m, const struct job_record *reco
         (void)json_object_set(*ret_object, "pause_us", json_object_get(data, "pause_us"));
 }
 
+static void job_group_object(struct manager *m, const struct job_record *record, json_t **ret_object)
+{
+    CLEANUP_JSON json_t *data = json_loads(record->data, 0, NULL);
+    const char *id = json_string_value(json_object_get(data, "group"));
+    if (id && manager_snapshot_group_get(m, id, ret_object, NULL) == 0)
+        (void)json_object_set(*ret_object, "pause_us", json_object_get(data, "pause_us"));
+}
+
 /* What the job made as it is now; when that is gone again, only its name. */
 static json_t *job_object(struct manager *m, const struct job_record *record)
 {
@@ -248,6 +256,8 @@ static json_t *job_object(struct manager *m, const struct job_record *record)
         (void)manager_attachment_get(m, record->attachment_id, &object, NULL);
     else if (strcmp(record->kind, job_snapshot_create.name) == 0)
         job_snapshot_object(m, record, &object);
+    else if (strcmp(record->kind, job_snapshot_group_create.name) == 0)
+        job_group_object(m, record, &object);
     else
         (void)manager_volume_get(m, record->volume_id, &object, NULL);
     if (object)

@@ -18,10 +18,10 @@
 #define PROGRESS_INTERVAL_MS 500
 
 static const struct job_kind *const kinds[] = {
-    &job_volume_create, &job_volume_import,      &job_volume_export,   &job_volume_resize, &job_volume_shrink,
-    &job_volume_delete, &job_volume_check,       &job_attach_device,   &job_attach_mount,  &job_attach_vm,
-    &job_detach,        &job_snapshot_create,    &job_snapshot_delete, &job_volume_clone,  &job_volume_restore,
-    &job_volume_merge,  &job_volume_import_onto,
+    &job_volume_create, &job_volume_import,         &job_volume_export,      &job_volume_resize, &job_volume_shrink,
+    &job_volume_delete, &job_volume_check,          &job_attach_device,      &job_attach_mount,  &job_attach_vm,
+    &job_detach,        &job_snapshot_create,       &job_snapshot_delete,    &job_volume_clone,  &job_volume_restore,
+    &job_volume_merge,  &job_snapshot_group_create, &job_volume_import_onto,
 };
 
 const struct job_kind *job_kind_find(const char *name)
@@ -97,6 +97,38 @@ static int job_allocate(struct manager *manager, const struct job_kind *kind, st
     return 0;
 }
 
+static int job_take_volumes(struct job *job)
+{
+    const json_t *ids = json_object_get(job->data, "volumes");
+    size_t count = json_array_size(ids);
+    if (count == 0)
+        return 0;
+    job->volumes = calloc(count, sizeof(*job->volumes));
+    if (!job->volumes)
+        return -ENOMEM;
+    for (; job->volume_count < count; job->volume_count++) {
+        const char *id = json_string_value(json_array_get(ids, job->volume_count));
+        (void)snprintf(job->volumes[job->volume_count], ID_MAX, "%s", id ? id : "");
+    }
+    return 0;
+}
+
+bool job_concerns(const struct job *job, const char *volume_id)
+{
+    bool concerns = strcmp(job->record.volume_id, volume_id) == 0;
+    for (size_t i = 0; !concerns && i < job->volume_count; i++)
+        concerns = strcmp(job->volumes[i], volume_id) == 0;
+    return concerns;
+}
+
+bool job_overlaps(const struct job *job, const struct job *other)
+{
+    bool overlaps = job_concerns(other, job->record.volume_id);
+    for (size_t i = 0; !overlaps && i < job->volume_count; i++)
+        overlaps = job_concerns(other, job->volumes[i]);
+    return overlaps;
+}
+
 int job_create(struct manager *manager, const struct job_kind *kind, const struct volume_record *volume,
                const char *attachment_id, const struct caller *caller, json_t *data, struct job **ret_job,
                struct error *err)
@@ -117,6 +149,8 @@ int job_create(struct manager *manager, const struct job_kind *kind, const struc
     (void)snprintf(job->record.attachment_id, ID_MAX, "%s", attachment_id);
     job->record.created = time(NULL);
     job->data = steal_ptr(&owned);
+    if (job_take_volumes(job) < 0)
+        return error_sys(err, ENOMEM, "new job");
     *ret_job = steal_ptr(&job);
     return 0;
 }
@@ -126,6 +160,7 @@ struct job *job_free(struct job *job)
     if (job) {
         close_fd(&job->cancel_fd);
         json_decref(job->data);
+        free(job->volumes);
         job_record_done(&job->record);
         free(job);
     }
@@ -151,6 +186,11 @@ int job_resume(struct manager *manager, struct job_record *record, struct error 
     job->record = *record;
     *record = (struct job_record){0};
     job->data = steal_ptr(&data);
+    if (job_take_volumes(job) < 0) {
+        r = error_sys(err, ENOMEM, "resume job '%s'", job->record.id);
+        job_free(job);
+        return r;
+    }
     job_start(job, NULL);
     return 0;
 }

@@ -8,7 +8,8 @@
  * failing step back to the first; its last commit puts the records right (`finish` or `abandon`). After a restart it
  * goes on at its recorded step, forward or backward.
  *
- * Jobs on one volume run one after another in the order of their intents; others in parallel.
+ * Jobs on one volume run one after another in the order of their intents; others in parallel. A job may be on several
+ * volumes: their ids are then in its data as "volumes", from its creation on.
  *
  * Crash points for tests: with PLATTER_CRASH_AT="KIND.STEP" in its environment the daemon kills itself (SIGKILL) before
  * doing that step, with "KIND.STEP:after" when the step is done but not yet recorded as such. "KIND.begin" is right
@@ -48,7 +49,9 @@ struct job {
     const struct job_kind *kind;
     struct job_record record; /* its data is kept in `data` while the job lives */
     json_t *data;
-    int cancel_fd; /* eventfd: readable once cancelled or interrupted */
+    int cancel_fd;           /* eventfd: readable once cancelled or interrupted */
+    char (*volumes)[ID_MAX]; /* further volumes, of data's "volumes", that the job has to itself; never changed */
+    size_t volume_count;
     atomic_bool cancelled;
     bool running; /* guarded by jobs_lock, as is next */
     struct job *next;
@@ -69,6 +72,10 @@ int job_insert(struct job *job, struct error *err);
 void job_start(struct job *job, struct ticket *ret_ticket);
 /* A record found at start becomes a job again. Takes over the record's memory. */
 int job_resume(struct manager *manager, struct job_record *record, struct error *err);
+
+/* Is the job on this volume; do two have one in common? */
+bool job_concerns(const struct job *job, const char *volume_id);
+bool job_overlaps(const struct job *job, const struct job *other);
 
 /* Kind by name; NULL. */
 const struct job_kind *job_kind_find(const char *name);
@@ -98,8 +105,8 @@ void crash_point(const char *kind, const char *step, const char *suffix);
 bool crash_point_is(const char *kind, const char *step, const char *suffix);
 
 extern const struct job_kind job_volume_create, job_volume_import, job_volume_import_onto, job_volume_export,
-    job_volume_resize, job_snapshot_create, job_snapshot_delete, job_volume_clone, job_volume_restore, job_volume_merge,
-    job_volume_shrink, job_volume_delete, job_volume_check, job_attach_device, job_attach_mount, job_attach_vm,
-    job_detach;
+    job_volume_resize, job_snapshot_create, job_snapshot_delete, job_snapshot_group_create, job_volume_clone,
+    job_volume_restore, job_volume_merge, job_volume_shrink, job_volume_delete, job_volume_check, job_attach_device,
+    job_attach_mount, job_attach_vm, job_detach;
 
 #endif

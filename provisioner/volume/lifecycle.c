@@ -200,10 +200,11 @@ static json_t *sidecar_snapshots(struct manager *m, const char *volume_id, struc
     for (size_t i = 0; i < count; i++) {
         const struct snapshot_record *s = &list[i];
         (void)json_array_append_new(
-            array, json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:s, s:I, s:s}", "id", s->id, "name", s->name,
-                             "layer_id", s->layer_id, "state", s->state, "size", (json_int_t)s->size, "consistency",
-                             s->consistency, "filesystem", s->filesystem, "formatted", s->formatted, "content",
-                             s->content, "created", (json_int_t)s->created, "origin", s->origin));
+            array,
+            json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:s, s:I, s:s, s:s}", "id", s->id, "name", s->name,
+                      "layer_id", s->layer_id, "state", s->state, "size", (json_int_t)s->size, "consistency",
+                      s->consistency, "filesystem", s->filesystem, "formatted", s->formatted, "content", s->content,
+                      "created", (json_int_t)s->created, "origin", s->origin, "group", s->group_id));
     }
     return array;
 }

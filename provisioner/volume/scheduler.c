@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The queue of jobs and the threads that run them. A job is ready when no older job of its volume is still in the
+ * The queue of jobs and the threads that run them. A job is ready when no older job of one of its volumes is still in the
  * list; threads are started when work is ready and none is idle, up to the limit, and stay.
  */
 #include <errno.h>
@@ -19,7 +19,7 @@ static bool job_ready(const struct manager *m, const struct job *job)
     if (job->running)
         return false;
     for (const struct job *older = m->jobs; older != job; older = older->next) {
-        if (strcmp(older->record.volume_id, job->record.volume_id) == 0)
+        if (job_overlaps(older, job))
             return false;
     }
     return true;
@@ -42,22 +42,32 @@ static void job_unlink(struct manager *m, struct job *job)
     *link = job->next;
 }
 
-/* The volume may be free now, and those that a deleted one's layers went to have more of their own. A merge that did not end
- * well waits for the next occasion. */
-static void schedule_merges(struct manager *m, const struct job *job)
+/* The volume may be free now, and those that its layers stand on. */
+static void schedule_merges_of(struct manager *m, const char *volume_id)
 {
-    if (job->kind == &job_volume_merge)
-        return;
     CLEANUP_FREE struct layer_record *layers = NULL;
     struct volume_record volume = {0};
     size_t count = 0;
-    merge_schedule(m, job->record.volume_id);
-    if (catalogue_volume_find(m->catalogue, job->record.volume_id, &volume, NULL) == 0 &&
+    merge_schedule(m, volume_id);
+    if (catalogue_volume_find(m->catalogue, volume_id, &volume, NULL) == 0 &&
         catalogue_layer_chain(m->catalogue, volume.top_layer, &layers, &count, NULL) < 0)
         count = 0;
     for (size_t i = 1; i < count; i++) { /* what a clone stands on */
         if (strcmp(layers[i].volume_id, layers[i - 1].volume_id) != 0)
             merge_schedule(m, layers[i].volume_id);
+    }
+}
+
+/* Those that a deleted volume's layers went to have more of their own. A merge that did not end well waits for the next
+ * occasion. */
+static void schedule_merges(struct manager *m, const struct job *job)
+{
+    if (job->kind == &job_volume_merge)
+        return;
+    schedule_merges_of(m, job->record.volume_id);
+    for (size_t i = 0; i < job->volume_count; i++) {
+        if (strcmp(job->volumes[i], job->record.volume_id) != 0)
+            schedule_merges_of(m, job->volumes[i]);
     }
     if (job_get(job, "heir")[0])
         merge_schedule(m, job_get(job, "heir"));

@@ -68,11 +68,6 @@ int volume_or_snapshot_find(struct manager *m, const char *name, struct volume_r
 
 /* ---- the request --------------------------------------------------------------------------------------------- */
 
-struct intent {
-    struct layer_record layer;
-    struct snapshot_record snapshot;
-};
-
 /* Can what is attached be snapshot? *ret_writer: somebody writes to the volume. */
 static int check_attachments(struct manager *m, const struct volume_record *volume, bool freeze, bool *ret_writer,
                              struct error *err)
@@ -104,9 +99,9 @@ static int check_attachments(struct manager *m, const struct volume_record *volu
     return r;
 }
 
-static int create_insert(struct job *job, void *arg, struct error *err)
+int snapshot_insert(struct job *job, void *arg, struct error *err)
 {
-    struct intent *intent = arg;
+    struct snapshot_intent *intent = arg;
     struct manager *m = job->manager;
     struct volume_record volume = {0};
     struct layer_record top = {0};
@@ -155,7 +150,8 @@ static int create_existing(struct manager *m, const char *name, struct ticket *r
     return 0;
 }
 
-static int intent_name(const char *name, const struct volume_record *volume, struct intent *intent, struct error *err)
+int snapshot_name(const char *name, const struct volume_record *volume, struct snapshot_intent *intent,
+                  struct error *err)
 {
     struct snapshot_record *s = &intent->snapshot;
     const char *own = strchr(name, '@') ? strchr(name, '@') + 1 : "";
@@ -175,7 +171,7 @@ int manager_snapshot_create(struct manager *m, const struct caller *caller, cons
                             struct ticket *ret_ticket, struct error *err)
 {
     struct volume_record volume = {0};
-    struct intent intent = {0};
+    struct snapshot_intent intent = {0};
     CLEANUP_JOB struct job *job = NULL;
     char volume_name[NAME_MAX_BYTES];
     int r = caller_require(caller, CALLER_OPERATOR, err);
@@ -185,7 +181,7 @@ int manager_snapshot_create(struct manager *m, const struct caller *caller, cons
                    name);
     r = catalogue_volume_find(m->catalogue, volume_name, &volume, err);
     if (r == 0)
-        r = intent_name(name, &volume, &intent, err);
+        r = snapshot_name(name, &volume, &intent, err);
     if (r < 0)
         return r;
     if (create_existing(m, name, ret_ticket) == 0)
@@ -193,7 +189,7 @@ int manager_snapshot_create(struct manager *m, const struct caller *caller, cons
     r = job_create(m, &job_snapshot_create, &volume, "", caller,
                    json_pack("{s:b, s:s}", "freeze", freeze, "snapshot", intent.snapshot.id), &job, err);
     if (r == 0)
-        r = job_submit(&job, create_insert, &intent, ret_ticket, err);
+        r = job_submit(&job, snapshot_insert, &intent, ret_ticket, err);
     if (r == 0)
         text_copy(ret_ticket->object, intent.snapshot.id);
     return r;
@@ -208,7 +204,7 @@ static int job_snapshot(const struct job *job, struct snapshot_record *ret_snaps
 }
 
 /* Make `top` the volume's top, which freezes or thaws the layer below it. */
-static int change_top(struct job *job, const char *top, const char *other, bool frozen, struct error *err)
+int snapshot_change_top(struct job *job, const char *top, const char *other, bool frozen, struct error *err)
 {
     struct manager *m = job->manager;
     struct volume_record volume = {0};
@@ -234,7 +230,7 @@ static int step_record(struct job *job, struct error *err)
 {
     struct snapshot_record s = {0};
     int r = job_snapshot(job, &s, err);
-    return r < 0 ? r : change_top(job, job_get(job, "layer"), s.layer_id, true, err);
+    return r < 0 ? r : snapshot_change_top(job, job_get(job, "layer"), s.layer_id, true, err);
 }
 
 static int undo_record(struct job *job, struct error *err)
@@ -243,11 +239,11 @@ static int undo_record(struct job *job, struct error *err)
     if (job_get(job, "unknown")[0])
         return error_set(err, EINPROGRESS, "it is not known whether the block server has a new top layer");
     int r = job_snapshot(job, &s, err);
-    return r < 0 ? r : change_top(job, s.layer_id, s.layer_id, false, err);
+    return r < 0 ? r : snapshot_change_top(job, s.layer_id, s.layer_id, false, err);
 }
 
 /* The attachment that writes; -ENOENT: none. */
-static int writer_find(struct job *job, struct attachment_record *ret, struct error *err)
+int snapshot_writer(struct job *job, struct attachment_record *ret, struct error *err)
 {
     struct attachment_record *list;
     size_t count = 0;
@@ -267,11 +263,30 @@ static int writer_find(struct job *job, struct attachment_record *ret, struct er
     return found ? 0 : -ENOENT;
 }
 
+int snapshot_open_top(struct job *job, struct layer_record *ret_layer, int *ret_fd, struct error *err)
+{
+    CLEANUP_POOL struct pool *pool = NULL;
+    CLEANUP_CLOSE int fd = -1;
+    int r = catalogue_layer_find(job->manager->catalogue, job_get(job, "layer"), ret_layer, err);
+    if (r == 0)
+        r = manager_pool_open(job->manager, ret_layer->pool_id, &pool, err);
+    if (r == 0)
+        r = pool->ops->image_open(pool, ret_layer->id, false, &fd, err);
+    if (r == 0)
+        r = image_lock_take(fd, IMAGE_LOCK_WRITER, job->record.volume_name, err);
+    if (r == -EBUSY && fd >= 0) { /* the server has it, from before a crash of ours: nobody else knows this file */
+        error_clear(err);
+        r = 0;
+    }
+    if (r == 0)
+        *ret_fd = steal_fd(&fd);
+    return r;
+}
+
 static int tell_server(struct job *job, const struct attachment_record *a, struct error *err)
 {
     struct layer_record layer = {0};
     struct blk_client *client;
-    CLEANUP_POOL struct pool *pool = NULL;
     CLEANUP_CLOSE int fd = -1;
     int r = server_connect(job->manager, a->id, &client, err);
     if (r == -ENOENT) { /* it has ended: what it wrote lies in the layer below the new one */
@@ -279,31 +294,18 @@ static int tell_server(struct job *job, const struct attachment_record *a, struc
         return 0;
     }
     if (r == 0)
-        r = catalogue_layer_find(job->manager->catalogue, job_get(job, "layer"), &layer, err);
-    if (r == 0)
-        r = manager_pool_open(job->manager, layer.pool_id, &pool, err);
-    if (r == 0)
-        r = pool->ops->image_open(pool, layer.id, false, &fd, err);
-    if (r == 0)
-        r = image_lock_take(fd, IMAGE_LOCK_WRITER, job->record.volume_name, err);
-    if (r == -EBUSY) /* the server has it already, from before a crash of ours: nobody else knows this file */
-        error_clear(err);
-    else if (r < 0)
+        r = snapshot_open_top(job, &layer, &fd, err);
+    if (r < 0)
         return r;
     struct blk_layer blk_layer = {.format = layer.format, .fd = fd};
     r = blk_snapshot(client, layer.id, &blk_layer, err);
-    if (r == -EPIPE || r == -ETIMEDOUT || r == -EBADMSG || r == -ECONNRESET)
+    if (snapshot_unknown(r))
         (void)job_set(job, "unknown", "yes", NULL);
     return r < 0 ? r : job_set_number(job, "pause_us", blk_snapshot_pause_us(client), err);
 }
 
-struct mounted {
-    char *path;
-    dev_t rdev;
-};
-
 /* Where the attachment's file system is mounted; path NULL: it is not. The caller frees path. */
-static void find_mount(const struct attachment_record *a, struct mounted *ret)
+void snapshot_find_mount(const struct attachment_record *a, struct snapshot_mount *ret)
 {
     CLEANUP_JSON json_t *facts = json_loads(a->data, 0, NULL);
     const char *path = json_string_value(json_object_get(facts, "canonical"));
@@ -311,18 +313,18 @@ static void find_mount(const struct attachment_record *a, struct mounted *ret)
     char label[LOOP_LABEL_MAX];
     struct stat st;
     CLEANUP_CLOSE int fd = -1;
-    *ret = (struct mounted){0};
+    *ret = (struct snapshot_mount){0};
     (void)snprintf(label, sizeof(label), "platter/%s", a->id);
     if (path && device && loop_open(device, label, 0, &fd, NULL) == 0 && fstat(fd, &st) == 0)
-        *ret = (struct mounted){.path = strdup(path), .rdev = st.st_rdev};
+        *ret = (struct snapshot_mount){.path = strdup(path), .rdev = st.st_rdev};
 }
 
 /* A crash in between leaves it frozen until this step runs again, which is the first thing after a restart. */
 static int tell_frozen(struct job *job, const struct attachment_record *a, struct error *err)
 {
-    struct mounted mounted;
+    struct snapshot_mount mounted;
     struct error thaw = ERROR_INIT;
-    find_mount(a, &mounted);
+    snapshot_find_mount(a, &mounted);
     CLEANUP_FREE char *path = mounted.path;
     if (!path)
         return error_set(err, ENOENT, "the mount of attachment '%s' is gone: nothing to freeze", a->id);
@@ -338,7 +340,7 @@ static int tell_frozen(struct job *job, const struct attachment_record *a, struc
 static int step_switch(struct job *job, struct error *err)
 {
     struct attachment_record a = {0};
-    int r = writer_find(job, &a, err);
+    int r = snapshot_writer(job, &a, err);
     if (r < 0)
         return r == -ENOENT ? 0 : r;
     r = json_is_true(json_object_get(job->data, "freeze")) ? tell_frozen(job, &a, err) : tell_server(job, &a, err);
@@ -347,7 +349,7 @@ static int step_switch(struct job *job, struct error *err)
 }
 
 /* Room for one more layer. Only a volume without a writer has come here with a chain that is too long. */
-static int step_room(struct job *job, struct error *err)
+int snapshot_room(struct job *job, struct error *err)
 {
     struct volume_record volume = {0};
     int r = job_volume(job, &volume, err);
@@ -357,7 +359,7 @@ static int step_room(struct job *job, struct error *err)
 }
 
 static const struct job_step create_steps[] = {
-    {.name = "room", .run = step_room},           {.name = "file", .run = step_overlay_file, .undo = undo_overlay_file},
+    {.name = "room", .run = snapshot_room},       {.name = "file", .run = step_overlay_file, .undo = undo_overlay_file},
     {.name = "image", .run = step_overlay_image}, {.name = "record", .run = step_record, .undo = undo_record},
     {.name = "switch", .run = step_switch},       {.name = "sidecar", .run = step_sidecar, .final = true},
 };

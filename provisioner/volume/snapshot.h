@@ -6,6 +6,9 @@
 #ifndef PLATTER_PROVISIONER_VOLUME_SNAPSHOT_H
 #define PLATTER_PROVISIONER_VOLUME_SNAPSHOT_H
 
+#include <errno.h>
+#include <sys/types.h>
+
 #include "provisioner/volume/lifecycle.h"
 
 /* `name` is "VOLUME@SNAPSHOT". */
@@ -27,6 +30,40 @@ int overlay_check(struct manager *manager, const char *parent_id, struct error *
 int step_overlay_file(struct job *job, struct error *err);
 int undo_overlay_file(struct job *job, struct error *err);
 int step_overlay_image(struct job *job, struct error *err);
+
+/* ---- what making one snapshot and making those of a group have in common -------------------------------------- */
+
+struct snapshot_intent {
+    struct layer_record layer; /* the new top */
+    struct snapshot_record snapshot;
+};
+
+/* Id, own name, state and time of a new snapshot `name` ("VOLUME@SNAPSHOT"). */
+int snapshot_name(const char *name, const struct volume_record *volume, struct snapshot_intent *intent,
+                  struct error *err);
+/* The rest of the intent and its rows, within the transaction of the request; the job's data gets "layer" and
+ * "consistency". Data: "freeze". An insert function of job_submit. */
+int snapshot_insert(struct job *job, void *intent, struct error *err);
+/* A step: room for one more layer. Only a volume without a writer comes with a chain that is too long. */
+int snapshot_room(struct job *job, struct error *err);
+/* Make `top` the volume's top, which freezes or thaws the layer `other` below it. */
+int snapshot_change_top(struct job *job, const char *top, const char *other, bool frozen, struct error *err);
+/* The attachment that writes; -ENOENT: none. attachment_record_done it. */
+int snapshot_writer(struct job *job, struct attachment_record *ret, struct error *err);
+/* The new top (data: "layer") opened and locked, for the block server. */
+int snapshot_open_top(struct job *job, struct layer_record *ret_layer, int *ret_fd, struct error *err);
+/* Has a server that did not answer, but gave `r`, done what it was asked for? */
+static inline bool snapshot_unknown(int r)
+{
+    return r == -EPIPE || r == -ETIMEDOUT || r == -EBADMSG || r == -ECONNRESET;
+}
+
+struct snapshot_mount {
+    char *path;
+    dev_t rdev;
+};
+/* Where the attachment's file system is mounted; path NULL: it is not. The caller frees path. */
+void snapshot_find_mount(const struct attachment_record *a, struct snapshot_mount *ret);
 
 /* Layers that nothing needs any more go, those that only their child needs are merged with it: a job of its own, started when
  * there is something to do and the volume is free. Any thread, outside of transactions. */

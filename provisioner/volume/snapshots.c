@@ -29,6 +29,8 @@ static json_t *describe_snapshot(struct manager *m, const struct volume_record *
         (void)json_object_set_new(json, "used", json_integer((json_int_t)used));
     if (json && s->origin[0])
         (void)json_object_set_new(json, "origin", json_string(s->origin));
+    if (json && s->group_id[0])
+        (void)json_object_set_new(json, "group", json_string(s->group_id));
     return json;
 }
 
@@ -52,6 +54,25 @@ int manager_snapshot_get_id(struct manager *m, const char *id, json_t **ret_snap
     if (r == 0)
         *ret_snapshot = describe_snapshot(m, &volume, &s);
     return r;
+}
+
+int manager_snapshot_group_get(struct manager *m, const char *group_id, json_t **ret_group, struct error *err)
+{
+    CLEANUP_FREE struct snapshot_record *records = NULL;
+    struct volume_record volume = {0};
+    size_t count = 0;
+    int r = catalogue_snapshot_group(m->catalogue, group_id, &records, &count, err);
+    if (r == 0 && count == 0)
+        r = error_set(err, ENOENT, "there is no snapshot of a group '%s'", group_id);
+    if (r < 0)
+        return r;
+    json_t *snapshots = json_array();
+    for (size_t i = 0; i < count; i++) {
+        if (catalogue_volume_find(m->catalogue, records[i].volume_id, &volume, NULL) == 0)
+            (void)json_array_append_new(snapshots, describe_snapshot(m, &volume, &records[i]));
+    }
+    *ret_group = json_pack("{s:s, s:o}", "group", group_id, "snapshots", snapshots);
+    return *ret_group ? 0 : error_sys(err, ENOMEM, "group '%s'", group_id);
 }
 
 int manager_snapshot_list(struct manager *m, const char *volume, const char *after, unsigned limit,

@@ -197,11 +197,19 @@ int manager_volume_restore(struct manager *manager, const struct caller *caller,
  * the snapshot's id. */
 int manager_snapshot_create(struct manager *manager, const struct caller *caller, const char *name, bool freeze,
                             struct ticket *ret_ticket, struct error *err);
+#define SNAPSHOT_GROUP_MAX 64
+/* Snapshots of several volumes at one point in time, all or none: no request of the attached ones is answered while they are
+ * taken. `names` are "VOLUME@SNAPSHOT", each of another volume. `freeze`: of those that are mounted; at least one must be.
+ * The same group again: existed. -EEXIST: one of the names is taken. ticket.object is the group's id. */
+int manager_snapshot_group_create(struct manager *manager, const struct caller *caller, const char *const *names,
+                                  size_t count, bool freeze, struct ticket *ret_ticket, struct error *err);
+/* {group, snapshots: [as below]}; as the answer to its creation with pause_us, for how long requests were held back. */
+int manager_snapshot_group_get(struct manager *manager, const char *group_id, json_t **ret_group, struct error *err);
 /* -EBUSY (code "snapshot-in-use") while it is attached. Clones stay. */
 int manager_snapshot_delete(struct manager *manager, const struct caller *caller, const char *name,
                             struct ticket *ret_ticket, struct error *err);
 /* {id, name: "VOLUME@SNAPSHOT", snapshot, volume, volume_id, state: "creating"|"available"|"failed", layer, size,
- * consistency: "detached"|"crash"|"filesystem", filesystem, formatted, used, created, origin?} */
+ * consistency: "detached"|"crash"|"filesystem", filesystem, formatted, used, created, origin?, group?} */
 int manager_snapshot_get(struct manager *manager, const char *name, json_t **ret_snapshot, struct error *err);
 int manager_snapshot_get_id(struct manager *manager, const char *id, json_t **ret_snapshot, struct error *err);
 struct changed_query {

@@ -133,6 +133,16 @@ def main():
     ask("GET", "/v1/snapshots/{snapshot}", 200, snapshot="db@two")
     ask("GET", "/v1/snapshots/{snapshot}", 200, snapshot=snapshot["id"])
     ask("GET", "/v1/snapshots/{snapshot}", 404, snapshot="db@none")
+    names = {"names": ["db@both", "other@both"]}
+    group = ask("POST", "/v1/snapshots/group", 201, names, "?wait=60")
+    assert [s["group"] for s in group["snapshots"]] == [group["group"]] * 2, group
+    assert ask("POST", "/v1/snapshots/group", 200, names, "?wait=60")["group"] == group["group"]
+    ask("POST", "/v1/snapshots/group", 409, {"names": ["db@both", "other@more"]})
+    ask("POST", "/v1/snapshots/group", 400, {"names": ["db@a", "db@b"]})
+    ask("POST", "/v1/snapshots/group", 400, {"names": [1]})
+    ask("POST", "/v1/snapshots/group", 404, {"names": ["db@a", "none@a"]})
+    for name in names["names"]:
+        ask("DELETE", "/v1/snapshots/{snapshot}", 200, query="?wait=60", snapshot=name)
     found = ask("GET", "/v1/snapshots/{snapshot}/allocated", 200, snapshot="db@two")
     assert found["ranges"] == [] and found["size"] == 16 << 20 and "next" not in found, found
     ask("GET", "/v1/snapshots/{snapshot}/changed", 200, query="?since=one&offset=4096&limit=1", snapshot="db@two")

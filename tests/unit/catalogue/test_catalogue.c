@@ -153,12 +153,14 @@ static void jobs_are_found_until_they_end(void **state)
 {
     struct fixture *f = *state;
     struct catalogue *c = f->catalogue;
-    char data[] = "{\"a\":1}", id[ID_MAX];
+    char data[] = "{\"a\":1,\"volumes\":[\"vol-1\",\"vol-2\"]}", id[ID_MAX];
     struct job_record job = {
         .id = "job-1", .kind = "k", .volume_id = "vol-1", .attachment_id = "att-1", .state = "queued", .data = data};
     assert_int_equal(catalogue_job_insert(c, &job, NULL), 0);
     assert_int_equal(catalogue_job_active(c, "att-1", id, NULL), 0);
     assert_string_equal(id, "job-1");
+    assert_int_equal(catalogue_job_active(c, "vol-2", id, NULL), 0); /* one of several that it has to itself */
+    assert_int_equal(catalogue_job_active(c, "vol-3", id, NULL), -ENOENT);
     (void)strcpy(job.state, "running");
     (void)strcpy(job.step, "two");
     assert_int_equal(catalogue_job_step(c, &job, NULL), 0);
@@ -173,6 +175,7 @@ static void jobs_are_found_until_they_end(void **state)
     job.ended = 9;
     assert_int_equal(catalogue_job_update(c, &job, NULL), 0);
     assert_int_equal(catalogue_job_active(c, "vol-1", id, NULL), -ENOENT);
+    assert_int_equal(catalogue_job_active(c, "vol-2", id, NULL), -ENOENT);
     struct job_record *list;
     size_t count;
     assert_int_equal(catalogue_job_list(c, "active", 10, &list, &count, NULL), 0);
