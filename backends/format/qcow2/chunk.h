@@ -59,6 +59,7 @@ struct chunk {
     struct alloc_waiter alloc;
     struct io_task task; /* to yield */
     struct slice *loading;
+    uint8_t loads; /* tries of that */
     void *page; /* 4 KiB for a table slice on its way in */
 
     struct allocation allocation;
