@@ -98,9 +98,12 @@ static int merge_insert(struct job *job, void *arg, struct error *err)
 {
     struct manager *m = job->manager;
     struct volume_record volume = {0};
-    char attachment[ID_MAX];
+    char attachment[ID_MAX], active[ID_MAX];
     struct work work;
     (void)arg;
+    job_find_active(m, job->record.volume_id, active);
+    if (active[0]) /* its end comes here again; a merge is not to be cancelled for another one */
+        return error_set(err, EBUSY, "job '%s' has not ended", active);
     int r = job_volume(job, &volume, err);
     if (r == 0)
         r = volume_check_ready(m, &volume, err);
@@ -295,7 +298,8 @@ static int resume_swap(struct job *job, struct error *err)
     struct work work = {0};
     CLEANUP_POOL struct pool *pool = NULL;
     struct catalogue *c = job->manager->catalogue;
-    if (!job_get(job, "lower")[0] || catalogue_layer_find(c, job_get(job, "lower"), &work.lower, NULL) < 0)
+    if (!job_get(job, "lower")[0] || catalogue_layer_find(c, job_get(job, "lower"), &work.lower, NULL) < 0 ||
+        catalogue_layer_find(c, job_get(job, "upper"), &work.upper, NULL) == -ENOENT)
         return 0;
     int r = catalogue_layer_find(c, job_get(job, "upper"), &work.upper, err);
     if (r == 0)
@@ -315,10 +319,12 @@ static int merge_all(struct job *job, struct error *err)
         r = job_volume(job, &volume, err);
         if (r == 0)
             r = find_work(job->manager, &volume, attachment, &work, err);
+        if (r == -ENOENT)
+            return 0;
         if (r == 0)
             r = do_work(job, &work, attachment, err);
     }
-    return r == -ENOENT ? 0 : r;
+    return r;
 }
 
 static int step_merge(struct job *job, struct error *err)
@@ -328,8 +334,16 @@ static int step_merge(struct job *job, struct error *err)
     return r;
 }
 
+/* Cancelled before the step went on after a crash: a rename that was done is followed by its rows all the same. */
+static int undo_merge(struct job *job, struct error *err)
+{
+    int r = resume_swap(job, err);
+    merge_attached_restore(job);
+    return r;
+}
+
 static const struct job_step merge_steps[] = {
-    {.name = "merge", .run = step_merge},
+    {.name = "merge", .run = step_merge, .undo = undo_merge},
     {.name = "sidecar", .run = step_sidecar},
 };
 
@@ -343,7 +357,9 @@ static int finish_merge(struct job *job, struct error *err)
 
 static int abandon_merge(struct job *job, const struct error *cause, bool undone, struct error *err)
 {
-    (void)job, (void)cause, (void)undone, (void)err;
+    (void)cause;
+    if (!undone && job_get(job, "lower")[0])
+        return error_set(err, EINPROGRESS, "a layer was renamed, but not its row");
     return 0; /* what was merged is recorded, the rest is as it was */
 }
 

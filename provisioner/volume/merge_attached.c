@@ -89,7 +89,7 @@ static int tell_server(struct job *job, const char *skip, const char *shared, st
         r = open_layer(job, &records[i], strcmp(records[i].id, shared) == 0, &layers[opened], err);
         opened += r == 0;
     }
-    if (r == 0)
+    if (r == 0 && opened > 0)
         r = blk_rebase(client, layers, opened, err);
     for (size_t i = 0; i < opened; i++)
         cleanup_close(&layers[i].fd);

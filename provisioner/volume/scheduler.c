@@ -46,7 +46,7 @@ static void job_unlink(struct manager *m, struct job *job)
  * well waits for the next occasion. */
 static void schedule_merges(struct manager *m, const struct job *job)
 {
-    if (job->kind == &job_volume_merge)
+    if (job->kind == &job_volume_merge && strcmp(job->record.state, "succeeded") != 0)
         return;
     CLEANUP_FREE struct layer_record *layers = NULL;
     struct volume_record volume = {0};

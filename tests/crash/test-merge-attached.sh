@@ -52,7 +52,7 @@ detached() { # POINT: then it can be merged in any case
     local image
     platter detach "$(attachment id)" -o name >/dev/null
     settle
-    [ "$(layers_of)" = 2 ] || fail "$1: $(layers_of) layers"
+    [ "$(layers_of)" = 2 ] || fail "$1: $(layers_of) layers: $(platter job list) $(tail -n 30 "$PLATTERD_DIR/log")"
     platter volume check v >"$TMP/check" || fail "$1: $(cat "$TMP/check")"
     for image in "$POOL"/lay-*.img; do # status 3: leaks, which a killed server leaves in its top
         qemu-img check -q "$image" >/dev/null || [ $? = 3 ] || fail "$1: $image is damaged"
@@ -71,7 +71,7 @@ detached() { # POINT: then it can be merged in any case
 for point in share share:after switch switch:after swap swap:after; do
     deep
     crash_at "volume-merge.$point" drop
-    [ "$(layers_of)" = 2 ] || fail "$point: $(layers_of) layers"
+    [ "$(layers_of)" = 2 ] || fail "$point: $(layers_of) layers: $(platter job list) $(tail -n 30 "$PLATTERD_DIR/log")"
     attached_still "$point"
     detached "$point"
     echo "ok $point"
