@@ -60,7 +60,7 @@ struct chunk {
     struct io_task task; /* to yield */
     struct slice *loading;
     uint8_t loads; /* tries of that */
-    void *page; /* 4 KiB for a table slice on its way in */
+    void *page;    /* 4 KiB for a table slice on its way in */
 
     struct allocation allocation;
     uint64_t edge[2];     /* bytes: old content before and after the new */
