@@ -67,6 +67,15 @@ static int parse_number(const char *value, int base, unsigned long max, unsigned
     return 0;
 }
 
+static int parse_rate(const char *value, void *field, struct error *err)
+{
+    unsigned long number;
+    int r = parse_number(value, 10, CONFIG_MERGE_RATE_MAX, &number, err);
+    if (r == 0)
+        *(uint64_t *)field = number;
+    return r;
+}
+
 static int parse_workers(const char *value, void *field, struct error *err)
 {
     unsigned long number;
@@ -164,6 +173,7 @@ static const struct config_key config_keys[] = {
     {"platterd", "blk", offsetof(struct config, blk), parse_path},
     {"platterd", "log_level", offsetof(struct config, log_level), parse_log_level},
     {"platterd", "workers", offsetof(struct config, workers), parse_workers},
+    {"platterd", "merge_rate", offsetof(struct config, merge_rate), parse_rate},
     {"access", "group", offsetof(struct config, group), parse_word},
     {"access", "socket_mode", offsetof(struct config, socket_mode), parse_mode},
     {"access", "admins", offsetof(struct config, admins), parse_list},
@@ -178,6 +188,7 @@ int config_init(struct config *config)
         .socket_mode = 0660,
         .log_level = LOG_LEVEL_INFO,
         .workers = 16,
+        .merge_rate = 64,
     };
     int r = set_string(&config->state_dir, "/var/lib/platter");
     if (r == 0)

@@ -10,6 +10,7 @@
  *   blk = /usr/libexec/platter/platter-blk
  *   log_level = info                 error, warning, info, debug
  *   workers = 16                     steps that block run on this many threads, 1..64
+ *   merge_rate = 64                  MiB a second that merging layers of an attached volume copies at most; 0 = no bound
  *   [access]
  *   group = platter                  owns the socket; its members are operators
  *   socket_mode = 0660               wider only if the lists below name people outside the group
@@ -23,6 +24,7 @@
 #define PLATTER_COMMON_CONFIG_H
 
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #include "common/error.h"
@@ -31,6 +33,7 @@
 #define CONFIG_PATH_DEFAULT "/etc/platter/platterd.conf"
 #define CONFIG_WORKERS_MAX 64
 #define CONFIG_LIST_MAX 64
+#define CONFIG_MERGE_RATE_MAX 1000000
 
 /* People: user ids and group ids. */
 struct config_list {
@@ -50,6 +53,7 @@ struct config {
     mode_t socket_mode;
     enum log_level log_level;
     unsigned workers;
+    uint64_t merge_rate; /* MiB a second; 0 = no bound */
     struct config_list admins;
     struct config_list operators;
     struct config_list viewers;

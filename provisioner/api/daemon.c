@@ -187,6 +187,7 @@ static int serve(const struct arguments *arguments, const struct config *config,
         .runtime_dir = config->runtime_dir,
         .blk_program = config->blk,
         .workers = config->workers,
+        .merge_rate = config->merge_rate * MIB,
     };
     struct manager *manager = NULL;
     struct server *server = NULL;

@@ -108,7 +108,7 @@ struct layer_record {
     char compression[WORD_MAX];
     bool frozen; /* takes no writes any more */
     int64_t created;
-    bool preserved; /* imported to stay as it is: never merged */
+    bool preserved; /* imported to stay as it is, or merged into such a one: may hold compressed and shared clusters */
 };
 
 int catalogue_layer_insert(struct catalogue *catalogue, const struct layer_record *record, struct error *err);

@@ -44,12 +44,12 @@ int catalogue_layer_insert(struct catalogue *c, const struct layer_record *r, st
 
 int catalogue_layer_update(struct catalogue *c, const struct layer_record *r, struct error *err)
 {
-    int n =
-        statement_run(c, err,
-                      "UPDATE layers SET parent_id = ?, size = ?, cluster_size = ?, version = ?, refcount_bits = ?,"
-                      " extended_l2 = ?, compression = ?, frozen = ? WHERE id = ?",
-                      "niiiiitit", r->parent_id, (int64_t)r->size, (int64_t)r->cluster_size, (int64_t)r->version,
-                      (int64_t)r->refcount_bits, (int64_t)r->extended_l2, r->compression, (int64_t)r->frozen, r->id);
+    int n = statement_run(c, err,
+                          "UPDATE layers SET parent_id = ?, size = ?, cluster_size = ?, version = ?, refcount_bits = ?,"
+                          " extended_l2 = ?, compression = ?, frozen = ?, preserved = ? WHERE id = ?",
+                          "niiiiitiit", r->parent_id, (int64_t)r->size, (int64_t)r->cluster_size, (int64_t)r->version,
+                          (int64_t)r->refcount_bits, (int64_t)r->extended_l2, r->compression, (int64_t)r->frozen,
+                          (int64_t)r->preserved, r->id);
     return n < 0 ? n : n == 0 ? error_set(err, ENOENT, "no layer '%s'", r->id) : 0;
 }
 

@@ -111,9 +111,8 @@ int blk_snapshot_held(struct blk_client *client, const char *id, const struct bl
 uint64_t blk_snapshot_pause_us(const struct blk_client *client);
 /* `layers` (top first, each with a reader's lock) take the place of all layers below the top, under load. They must read as
  * the old ones do wherever the top holds nothing: one of the old ones was merged into the next by blk_worker_commit. That
- * may run while this server reads both, without a lock on the lower file beyond the server's own, as long as the upper
- * one's clusters (or subclusters) are whole clusters of the lower one, or that is raw: what it changes there is then covered
- * by the upper one. The lower layer is opened anew by this call. */
+ * may run while this server reads both, when it has opened the lower one for reading only (as this call does), both have one
+ * size, and no cluster of the lower one is compressed or shared: what it changes there is then covered by the upper one. */
 int blk_rebase(struct blk_client *client, const struct blk_layer *layers, size_t count, struct error *err);
 /* "pause": requests without space wait for it. "fail" (at first): they end with ENOSPC, also those that wait now. */
 int blk_policy(struct blk_client *client, const char *on_no_space, struct error *err);

@@ -35,6 +35,7 @@ struct mode_locks {
 static const struct mode_locks modes[] = {
     [IMAGE_LOCK_READER] = {CONSISTENT_READ, WRITE | RESIZE},
     [IMAGE_LOCK_WRITER] = {CONSISTENT_READ | WRITE | WRITE_UNCHANGED | RESIZE, WRITE | RESIZE},
+    [IMAGE_LOCK_FOLLOWER] = {CONSISTENT_READ, 0},
 };
 
 static int lock_byte(int fd, short type, int byte)
@@ -119,6 +120,29 @@ int image_lock_take(int fd, enum image_lock_mode mode, const char *name, struct 
     if (r == -EINVAL || r == -ENOLCK || r == -ENOSYS)
         r = -EOPNOTSUPP;
     return error_sys(err, r, "lock image '%s'", name);
+}
+
+/* All bytes but those of `mode`. */
+static void release_others(int fd, const struct mode_locks *mode)
+{
+    for (int i = 0; i < PERMISSIONS; i++) {
+        if (!(mode->used & (1u << i)))
+            (void)lock_byte(fd, F_UNLCK, USED_BASE + i);
+        if (!(mode->unshared & (1u << i)))
+            (void)lock_byte(fd, F_UNLCK, UNSHARED_BASE + i);
+    }
+}
+
+int image_lock_change(int fd, enum image_lock_mode from, enum image_lock_mode to, const char *name, struct error *err)
+{
+    pid_t pid = -1;
+    int r = take_bytes(fd, &modes[to]);
+    if (r == 0)
+        r = find_conflict(fd, &modes[to], &pid);
+    release_others(fd, &modes[r ? from : to]);
+    if (r == 1 || r == -EAGAIN || r == -EACCES)
+        return refuse(name, pid, err);
+    return r < 0 ? error_sys(err, r, "lock image '%s'", name) : 0;
 }
 
 void image_lock_release(int fd)

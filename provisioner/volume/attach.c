@@ -323,6 +323,7 @@ static int detach_insert(struct job *job, void *arg, struct error *err)
     int r = job_attachment(job, &a, err);
     if (r < 0)
         return r;
+    (void)merge_cancel(m, job->record.volume_id);
     r = job_set(job, "previous", a.state, err);
     text_copy(a.state, "detaching");
     if (r == 0)

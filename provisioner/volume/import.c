@@ -92,7 +92,7 @@ static int fill_layers(const struct import_spec *s, struct intent *intent, struc
     intent->layer_count = s->preserve ? s->layer_count : 1;
     for (size_t i = intent->layer_count; i-- > 0;) {
         struct layer_record *l = &intent->layers[i];
-        *l = (struct layer_record){.created = v->created, .frozen = i > 0, .preserved = i > 0};
+        *l = (struct layer_record){.created = v->created, .frozen = i > 0, .preserved = s->preserve};
         int r = catalogue_id("lay-", l->id);
         if (r < 0)
             return error_sys(err, r, "new volume");

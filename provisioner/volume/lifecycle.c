@@ -65,7 +65,8 @@ static int volume_in_use(const struct volume_record *volume, const struct attach
                     a->target);
     (void)error_holder(err, holder);
     (void)error_hint(err, "platter detach %s", a->id);
-    return error_code(err, "volume-in-use");
+    (void)error_code(err, "volume-in-use");
+    return -EBUSY;
 }
 
 static int check_attachments(struct manager *m, const struct volume_record *volume, bool writing_only, bool snapshots,
@@ -74,6 +75,8 @@ static int check_attachments(struct manager *m, const struct volume_record *volu
     struct attachment_record *attachments = NULL;
     size_t count = 0;
     int r = catalogue_attachment_list(m->catalogue, volume->id, &attachments, &count, err);
+    if (r < 0)
+        return r;
     for (size_t i = 0; r == 0 && i < count; i++) {
         bool counts = attachments[i].snapshot_id[0] ? snapshots : !writing_only || !attachments[i].read_only;
         if (counts)

@@ -97,6 +97,7 @@ static int manager_setup(struct manager *m, const struct manager_options *option
 {
     crash_point_init();
     m->workers_max = options->workers && options->workers < WORKERS_LIMIT ? options->workers : WORKERS_DEFAULT;
+    m->merge_rate = options->merge_rate;
     if (options->blk_program && !(m->blk_program = strdup(options->blk_program)))
         return error_sys(err, ENOMEM, "start");
     int r = manager_directories(m, options, err);

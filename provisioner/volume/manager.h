@@ -24,7 +24,8 @@ struct manager {
     char runtime_dir[MANAGER_PATH_MAX];
     char *blk_program; /* NULL = beside our own executable */
     char boot_id[40];
-    int state_lock; /* flock on the state directory's lock file */
+    uint64_t merge_rate; /* bytes a second, of an attached volume; 0 = no bound */
+    int state_lock;      /* flock on the state directory's lock file */
     struct catalogue *catalogue;
 
     pthread_mutex_t jobs_lock;

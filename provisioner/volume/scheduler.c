@@ -62,7 +62,7 @@ static void schedule_merges_of(struct manager *m, const char *volume_id)
  * occasion. */
 static void schedule_merges(struct manager *m, const struct job *job)
 {
-    if (job->kind == &job_volume_merge)
+    if (job->kind == &job_volume_merge && strcmp(job->record.state, "succeeded") != 0)
         return;
     schedule_merges_of(m, job->record.volume_id);
     for (size_t i = 0; i < job->volume_count; i++) {

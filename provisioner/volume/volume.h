@@ -44,6 +44,7 @@ struct manager_options {
     const char *runtime_dir; /* cleared by a reboot: blk/, fuse/, vm/. Made (0755) when missing. "/run/platter" */
     const char *blk_program; /* the platter-blk binary; NULL = beside our own executable */
     unsigned workers;        /* most job threads; 0 = 16 */
+    uint64_t merge_rate;     /* bytes a second that merging layers of an attached volume copies at most; 0 = no bound */
 };
 
 /* Opens the catalogue, reconciles it with the host and starts workers: unfinished jobs are queued again and go on

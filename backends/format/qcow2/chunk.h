@@ -59,7 +59,8 @@ struct chunk {
     struct alloc_waiter alloc;
     struct io_task task; /* to yield */
     struct slice *loading;
-    void *page; /* 4 KiB for a table slice on its way in */
+    uint8_t loads; /* tries of that */
+    void *page;    /* 4 KiB for a table slice on its way in */
 
     struct allocation allocation;
     uint64_t edge[2];     /* bytes: old content before and after the new */

@@ -15,6 +15,7 @@
 
 /* Bits 0-8 and 56-62 of an L1 entry. */
 #define L1_RESERVED UINT64_C(0x7f000000000001ff)
+#define LOAD_TRIES 4u
 
 static bool table_valid(const struct qcow2 *q, uint64_t word)
 {
@@ -43,11 +44,38 @@ static int victim_wait(struct chunk *chunk)
 
 /* ---- loading ------------------------------------------------------------------------------------------------- */
 
+/* A layer that is only read may be written to by a commit meanwhile (blk_worker_commit). Then entries name clusters beyond the
+ * end that the file had when it was opened; and an extended entry, which is two words, may have come half old, half
+ * new: with data, but no place. Such a slice is worth another try. */
+static bool slice_torn(struct chunk *chunk)
+{
+    struct qcow2 *q = chunk->queue->q;
+    const uint64_t *words = chunk->page;
+    uint64_t end = atomic_load_explicit(&q->data->file_end, memory_order_relaxed), length = 0;
+    bool beyond = false, torn = false;
+    for (size_t i = 0; i < q->slices->size / sizeof(uint64_t); i += q->entry_size / sizeof(uint64_t)) {
+        uint64_t word = be64toh(words[i]), host = word & QCOW2_OFFSET_MASK;
+        if (word & QCOW2_COMPRESSED)
+            continue;
+        beyond |= host >= end;
+        torn |= q->data->sub_bits && !host && (uint32_t)be64toh(words[i + 1]);
+    }
+    if (beyond && io_file_length(q->base.file, &length) == 0) {
+        LOCK_SCOPE(&q->lock);
+        data_took(q, 0, align_up(length, q->cluster_size));
+    }
+    return torn;
+}
+
 static void load_done(struct io_op *op, int result)
 {
     struct chunk *chunk = (struct chunk *)((char *)op - offsetof(struct chunk, op));
     struct qcow2 *q = chunk->queue->q;
     struct slice *slice = chunk->loading;
+    if (result == 0 && q->base.read_only && slice_torn(chunk) && ++chunk->loads < LOAD_TRIES) {
+        io_submit(chunk->queue->loop, op);
+        return;
+    }
     if (result == 0)
         guard_entries(q, chunk->page, q->slices->size);
     (void)pthread_mutex_lock(&q->lock);
@@ -73,6 +101,7 @@ static int load_start(struct chunk *chunk, uint64_t offset, uint64_t table)
         return victim_wait(chunk);
     uint64_t in_table = key & ((UINT64_C(1) << q->data->slices_table_bits) - 1);
     chunk->loading = slice;
+    chunk->loads = 0;
     chunk->iov[0] = (struct iovec){.iov_base = chunk->page, .iov_len = q->slices->size};
     chunk->op.kind = IO_READ;
     chunk->op.iov = chunk->iov;

@@ -82,6 +82,31 @@ static void a_duplicate_keeps_the_lock(void **state)
     (void)close(b);
 }
 
+/* A reader becomes the writer of a file that another one follows, and a reader again. */
+static void a_lock_changes(void **state)
+{
+    (void)state;
+    int a = open_image(), b = open_image(), c = open_image();
+    struct error err = ERROR_INIT;
+    assert_int_equal(image_lock_take(a, IMAGE_LOCK_READER, "a", &err), 0);
+    assert_int_equal(image_lock_take(b, IMAGE_LOCK_READER, "b", &err), 0);
+    assert_int_equal(image_lock_change(a, IMAGE_LOCK_READER, IMAGE_LOCK_WRITER, "a", &err), -EBUSY);
+    assert_string_equal(error_code_word(&err), "image-in-use");
+    assert_int_equal(image_lock_take(c, IMAGE_LOCK_READER, "c", &err), 0); /* nothing of the writer's lock is left */
+    image_lock_release(b);
+    image_lock_release(c);
+    assert_int_equal(image_lock_take(c, IMAGE_LOCK_WRITER, "c", &err), -EBUSY); /* the reader's is */
+    assert_int_equal(image_lock_take(b, IMAGE_LOCK_FOLLOWER, "b", &err), 0);
+    assert_int_equal(image_lock_change(a, IMAGE_LOCK_READER, IMAGE_LOCK_WRITER, "a", &err), 0);
+    assert_int_equal(image_lock_take(c, IMAGE_LOCK_READER, "c", &err), -EBUSY);
+    assert_int_equal(image_lock_take(c, IMAGE_LOCK_WRITER, "c", &err), -EBUSY);
+    assert_int_equal(image_lock_change(a, IMAGE_LOCK_WRITER, IMAGE_LOCK_READER, "a", &err), 0);
+    assert_int_equal(image_lock_take(c, IMAGE_LOCK_READER, "c", &err), 0);
+    (void)close(a);
+    (void)close(b);
+    (void)close(c);
+}
+
 static bool have_qemu_io(void)
 {
     return system("qemu-io --version >/dev/null 2>&1") == 0;
@@ -191,9 +216,8 @@ int main(void)
 {
     (void)signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(modes_exclude_each_other),
-        cmocka_unit_test(a_duplicate_keeps_the_lock),
-        cmocka_unit_test(qemu_respects_ours),
+        cmocka_unit_test(modes_exclude_each_other), cmocka_unit_test(a_duplicate_keeps_the_lock),
+        cmocka_unit_test(a_lock_changes),           cmocka_unit_test(qemu_respects_ours),
         cmocka_unit_test(we_respect_qemus),
     };
     return cmocka_run_group_tests(tests, make_image, remove_image);

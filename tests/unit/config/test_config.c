@@ -85,8 +85,9 @@ static void test_defaults(void **state)
 static void test_values_and_overrides(void **state)
 {
     (void)state;
-    put("platterd.conf", "# a comment\n[platterd]\nstate_dir = /a\nruntime_dir=/r ; comment\nworkers = 3\n"
-                         "[access]\ngroup = root\nsocket_mode = 0666\nviewers = 1000, @1001 root\n");
+    put("platterd.conf",
+        "# a comment\n[platterd]\nstate_dir = /a\nruntime_dir=/r ; comment\nworkers = 3\nmerge_rate = 7\n"
+        "[access]\ngroup = root\nsocket_mode = 0666\nviewers = 1000, @1001 root\n");
     put("conf.d/20-b.conf", "[platterd]\nstate_dir = /second\n");
     put("conf.d/10-a.conf", "[platterd]\nstate_dir = /first\nlog_level = debug\n");
     put("conf.d/30-c.conf.bak", "nonsense\n");
@@ -96,6 +97,7 @@ static void test_values_and_overrides(void **state)
     assert_string_equal(config.state_dir, "/second");
     assert_string_equal(config.socket, "/r/platter.sock");
     assert_int_equal(config.workers, 3);
+    assert_int_equal(config.merge_rate, 7);
     assert_int_equal(config.log_level, LOG_LEVEL_DEBUG);
     assert_int_equal(config.socket_mode, 0666);
     assert_int_equal(config.group_id, 0);
@@ -124,6 +126,7 @@ static void test_refusals(void **state)
     refused("[platterd]\nworkers = 0\n", ":2: workers");
     refused("[platterd]\nworkers = 65\n", "65");
     refused("[platterd]\nworkers = -1\n", "-1");
+    refused("[platterd]\nmerge_rate = fast\n", ":2: merge_rate");
     refused("[platterd]\nstate_dir = relative\n", "not an absolute path");
     refused("[platterd]\nlog_level = loud\n", "loud");
     refused("[access]\nsocket_mode = 0999\n", "octal");
