@@ -29,5 +29,5 @@ gone() {
     settle
 }
 UNDO_STEPS=copy
-matrix volume-compact "space copy record sidecar drop" made compact gone compacted
+matrix volume-compact "copy record sidecar drop" made compact gone compacted
 stop_platterd
