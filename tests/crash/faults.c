@@ -102,7 +102,8 @@ static int attempt(struct attempt *a)
 static int64_t round_run(void *context, uint64_t number, const char *directory)
 {
     const struct run *run = context;
-    struct attempt a = {.run = run, .variant = run->shape ? run->shape : &variants[number / (2 * FAULT_KINDS)]};
+    struct attempt a = {.run = run,
+                        .variant = run->shape ? run->shape : &variants[number / (UINT64_C(2) * FAULT_KINDS)]};
     (void)directory;
     a.fault.kind = (enum fault_kind)(number / 2 % FAULT_KINDS);
     a.fault.sticky = number % 2;
