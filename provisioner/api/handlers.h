@@ -22,6 +22,7 @@ int handle_volume_export(struct request *request, struct error *err);
 int handle_volume_get(struct request *request, struct error *err);
 int handle_volume_resize(struct request *request, struct error *err);
 int handle_volume_check(struct request *request, struct error *err);
+int handle_volume_compact(struct request *request, struct error *err);
 int handle_volume_clone(struct request *request, struct error *err);
 int handle_volume_restore(struct request *request, struct error *err);
 int handle_volume_delete(struct request *request, struct error *err);

@@ -25,6 +25,7 @@ const struct route routes[] = {
     {"POST", "/v1/volumes/{volume}/resize", CALLER_OPERATOR, true, handle_volume_resize, {"wait"}},
     {"POST", "/v1/volumes/{volume}/export", CALLER_OPERATOR, true, handle_volume_export, {"wait"}},
     {"POST", "/v1/volumes/{volume}/check", CALLER_OPERATOR, true, handle_volume_check, {"wait"}},
+    {"POST", "/v1/volumes/{volume}/compact", CALLER_OPERATOR, false, handle_volume_compact, {"wait"}},
     {"POST", "/v1/volumes/{volume}/restore", CALLER_OPERATOR, true, handle_volume_restore, {"wait"}},
     {"POST", "/v1/volumes/clone", CALLER_OPERATOR, true, handle_volume_clone, {"wait"}},
     {"GET", "/v1/snapshots", CALLER_VIEWER, false, handle_snapshot_list, {"volume", "limit", "after"}},

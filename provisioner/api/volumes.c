@@ -162,6 +162,13 @@ int handle_volume_check(struct request *request, struct error *err)
     return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
 }
 
+int handle_volume_compact(struct request *request, struct error *err)
+{
+    struct ticket ticket = {0};
+    int r = manager_volume_compact(request->manager, &request->caller, request->parameters[0], &ticket, err);
+    return r < 0 ? r : request_answer_ticket(request, MHD_HTTP_OK, &ticket, manager_volume_get);
+}
+
 int handle_volume_delete(struct request *request, struct error *err)
 {
     struct ticket ticket = {0};

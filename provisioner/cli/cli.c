@@ -12,8 +12,8 @@
 #include "provisioner/cli/output.h"
 
 const struct command *const command_groups[] = {
-    pool_commands, volume_commands, snapshot_commands, use_commands, attachment_commands,
-    job_commands,  event_commands,  self_commands,     NULL,
+    pool_commands, volume_commands, snapshot_commands, use_commands,  attachment_commands,
+    job_commands,  event_commands,  bench_commands,    self_commands, NULL,
 };
 
 const struct command *command_find(const char *noun, const char *verb)

@@ -12,6 +12,7 @@ extern const struct command use_commands[]; /* mount, unmount, attach, detach */
 extern const struct command attachment_commands[];
 extern const struct command job_commands[];
 extern const struct command event_commands[];
+extern const struct command bench_commands[];
 extern const struct command self_commands[]; /* version, completion, help, exit-codes */
 
 /* An attachment, and on a table's side what a VM needs to use it. */

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/* platter volume create|import|export|clone|restore|list|show|resize|check|delete */
+/* platter volume create|import|export|clone|restore|list|show|resize|check|compact|delete */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/checked.h"
 #include "common/cleanup.h"
 #include "common/size.h"
 #include "provisioner/cli/check.h"
@@ -155,6 +156,33 @@ static int volume_resize(struct cli *cli, struct error *err)
     return path ? change_and_print(cli, "POST", path, cli->body, err) : error_set(err, ENOMEM, "out of memory");
 }
 
+static void print_compacted(const char *volume, const json_t *result)
+{
+    static const char *const members[] = {"length_after", "length_before", "after", "before"};
+    char text[ARRAY_SIZE(members)][SIZE_TEXT_MAX];
+    for (size_t i = 0; i < ARRAY_SIZE(members); i++)
+        (void)size_format((uint64_t)json_integer_value(json_object_get(result, members[i])), text[i]);
+    (void)printf("Compacted %s: its top layer's file is %s long (was %s) and takes %s (took %s)\n", volume, text[0],
+                 text[1], text[2], text[3]);
+}
+
+static int volume_compact(struct cli *cli, struct error *err)
+{
+    CLEANUP_FREE char *path = request_path("/v1/volumes/", cli->arguments[0], "/compact");
+    json_t *result = NULL;
+    bool job_printed = false;
+    int r = path ? request_change(cli, "POST", path, NULL, &result, &job_printed, err)
+                 : error_set(err, ENOMEM, "out of memory");
+    if (r < 0 || !result)
+        return r;
+    if (cli->output == OUTPUT_TABLE)
+        print_compacted(cli->arguments[0], result);
+    else
+        output_object(cli, result, volume_details, "volume");
+    json_decref(result);
+    return 0;
+}
+
 static int volume_delete(struct cli *cli, struct error *err)
 {
     char what[512];
@@ -285,6 +313,12 @@ const struct command volume_commands[] = {
      resize_options,
      volume_resize},
     {"volume", "check", "Look for damage in a volume's images", {VOLUME_ARGUMENT}, check_options, volume_check},
+    {"volume",
+     "compact",
+     "Write a detached volume's top layer anew, in less space",
+     {VOLUME_ARGUMENT},
+     NULL,
+     volume_compact},
     {"volume", "delete", "Delete a volume and its data", {VOLUME_ARGUMENT}, delete_options, volume_delete},
     {NULL},
 };

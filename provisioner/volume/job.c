@@ -18,10 +18,10 @@
 #define PROGRESS_INTERVAL_MS 500
 
 static const struct job_kind *const kinds[] = {
-    &job_volume_create, &job_volume_import,         &job_volume_export,      &job_volume_resize, &job_volume_shrink,
-    &job_volume_delete, &job_volume_check,          &job_attach_device,      &job_attach_mount,  &job_attach_vm,
-    &job_detach,        &job_snapshot_create,       &job_snapshot_delete,    &job_volume_clone,  &job_volume_restore,
-    &job_volume_merge,  &job_snapshot_group_create, &job_volume_import_onto,
+    &job_volume_create, &job_volume_import,         &job_volume_export,      &job_volume_resize,  &job_volume_shrink,
+    &job_volume_delete, &job_volume_check,          &job_attach_device,      &job_attach_mount,   &job_attach_vm,
+    &job_detach,        &job_snapshot_create,       &job_snapshot_delete,    &job_volume_clone,   &job_volume_restore,
+    &job_volume_merge,  &job_snapshot_group_create, &job_volume_import_onto, &job_volume_compact,
 };
 
 const struct job_kind *job_kind_find(const char *name)

@@ -106,7 +106,7 @@ bool crash_point_is(const char *kind, const char *step, const char *suffix);
 
 extern const struct job_kind job_volume_create, job_volume_import, job_volume_import_onto, job_volume_export,
     job_volume_resize, job_snapshot_create, job_snapshot_delete, job_snapshot_group_create, job_volume_clone,
-    job_volume_restore, job_volume_merge, job_volume_shrink, job_volume_delete, job_volume_check, job_attach_device,
-    job_attach_mount, job_attach_vm, job_detach;
+    job_volume_restore, job_volume_merge, job_volume_shrink, job_volume_compact, job_volume_delete, job_volume_check,
+    job_attach_device, job_attach_mount, job_attach_vm, job_detach;
 
 #endif

@@ -172,20 +172,26 @@ void job_find_active(struct manager *m, const char *object_id, char ret_id[ID_MA
         ret_id[0] = 0;
 }
 
-int manager_job_cancel(struct manager *m, const struct caller *caller, const char *id, struct error *err)
+/* Within jobs_lock nobody may ask the catalogue: its transactions cancel merges. */
+static bool cancel_active(struct manager *m, const char *id)
 {
-    int r = caller_require(caller, CALLER_OPERATOR, err);
-    if (r < 0)
-        return r;
     LOCK_SCOPE(&m->jobs_lock);
     for (struct job *job = m->jobs; job; job = job->next) {
         if (strcmp(job->record.id, id) != 0)
             continue;
         atomic_store(&job->cancelled, true);
         (void)!write(job->cancel_fd, &(uint64_t){1}, sizeof(uint64_t));
-        return 0;
+        return true;
     }
+    return false;
+}
+
+int manager_job_cancel(struct manager *m, const struct caller *caller, const char *id, struct error *err)
+{
     struct job_record record = {0};
+    int r = caller_require(caller, CALLER_OPERATOR, err);
+    if (r < 0 || cancel_active(m, id))
+        return r;
     r = catalogue_job_find(m->catalogue, id, &record, err);
     if (r < 0)
         return r;

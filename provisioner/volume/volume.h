@@ -168,6 +168,10 @@ struct resize_spec {
  * without `shrink`. */
 int manager_volume_resize(struct manager *manager, const struct caller *caller, const struct resize_spec *spec,
                           struct ticket *ret_ticket, struct error *err);
+/* Write the top layer of a detached volume anew, without leaks and scattered or discarded space. The job's result is {volume,
+ * before, after, length_before, length_after}: bytes that the file takes, and its length. -ENOSPC: no room for the copy. */
+int manager_volume_compact(struct manager *manager, const struct caller *caller, const char *name_or_id,
+                           struct ticket *ret_ticket, struct error *err);
 /* Compare the images of a volume with themselves (struct image_check of backends/format), and with `repair` put right what
  * can be. Refused while attached. The job's result is {volume, repair, layers: [{id, format, and the counters}], leaks,
  * low_counts, copied_flags, bad_entries, double_use, repaired, errors}; `errors` are left and are not leaks. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * crash-faults [VARIANT] [--plant NAME]: a fixed load on each kind of image, in which the N-th operation fails, for every N,
+ * crash-faults [VARIANT|SHAPE] [--plant NAME] (options.h): a fixed load on each kind of image, in which the N-th operation fails, for every N,
  * once and from then on: EIO, ENOSPC, a short transfer, an error of a flush, no memory. Whatever happens, requests end,
  * reads answer what was written, the power may be cut at any moment without losing what was flushed; and where closing the
  * image succeeded, everything is there.
@@ -15,6 +15,7 @@
 
 #include "cuts.h"
 #include "fatal.h"
+#include "options.h"
 #include "plant.h"
 #include "workers.h"
 
@@ -23,7 +24,8 @@
 
 struct run {
     uint64_t seed, stride;
-    const char *variant; /* NULL = all */
+    const char *variant;         /* NULL = all */
+    const struct variant *shape; /* instead of all variants, unless NULL */
     const char *command;
 };
 
@@ -35,10 +37,9 @@ struct attempt {
 
 static int wrong(const struct attempt *a, const char *when, const char *what)
 {
-    (void)fprintf(stderr, "%s: operation %llu, %s, %s: %s: %s\n  repeat: PLATTER_CRASH_SEED=%llu %s %s\n",
-                  a->variant->name, (unsigned long long)a->fault.at, fault_names[a->fault.kind],
-                  a->fault.sticky ? "from then on" : "once", when, what, (unsigned long long)a->run->seed,
-                  a->run->command, a->variant->name);
+    finding("%s: operation %llu, %s, %s: %s: %s\n  repeat: PLATTER_CRASH_SEED=%llu %s %s\n", a->variant->name,
+            (unsigned long long)a->fault.at, fault_names[a->fault.kind], a->fault.sticky ? "from then on" : "once",
+            when, what, (unsigned long long)a->run->seed, a->run->command, a->variant->name);
     return -1;
 }
 
@@ -101,7 +102,8 @@ static int attempt(struct attempt *a)
 static int64_t round_run(void *context, uint64_t number, const char *directory)
 {
     const struct run *run = context;
-    struct attempt a = {.run = run, .variant = &variants[number / (2 * FAULT_KINDS)]};
+    struct attempt a = {.run = run,
+                        .variant = run->shape ? run->shape : &variants[number / (UINT64_C(2) * FAULT_KINDS)]};
     (void)directory;
     a.fault.kind = (enum fault_kind)(number / 2 % FAULT_KINDS);
     a.fault.sticky = number % 2;
@@ -120,20 +122,14 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
 
 int main(int argc, char **argv)
 {
-    struct run run = {.seed = setting("PLATTER_CRASH_SEED", 1), .command = argv[0]};
-    bool good = true;
-    run.stride = setting("PLATTER_CRASH_STRIDE", CRASH_STRIDE_DEFAULT);
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--plant") == 0 && i + 1 < argc)
-            good = good && plant_choose(argv[++i]);
-        else
-            run.variant = argv[i];
-    }
-    if (!good) {
-        (void)fprintf(stderr, "usage: %s [VARIANT] [--plant NAME]\n", argv[0]);
+    struct options options;
+    if (!options_parse(argc, argv, &options))
         return 2;
-    }
+    struct run run = {.seed = setting("PLATTER_CRASH_SEED", 1), .command = argv[0], .variant = options.name};
+    run.shape = options.shape;
+    run.stride = setting("PLATTER_CRASH_STRIDE", CRASH_STRIDE_DEFAULT);
     struct workers workers = {.round = round_run, .context = &run, .target = UINT64_MAX, .what = "faults"};
-    workers.rounds = (uint64_t)variants_count * FAULT_KINDS * 2;
+    workers.json = options.json;
+    workers.rounds = (run.shape ? 1 : (uint64_t)variants_count) * FAULT_KINDS * 2;
     return workers_run(&workers);
 }

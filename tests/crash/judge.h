@@ -22,7 +22,8 @@ struct judge {
     char path[200]; /* of a directory for qemu-img's files; "" = none */
 };
 
-/* `directory` for qemu-img's files; NULL = do without. */
+/* `directory` for qemu-img's files; NULL = do without, as with PLATTER_CRASH_QEMU=0 in the
+ * environment. */
 void judge_create(struct judge *judge, struct load *load, const char *directory);
 void judge_destroy(struct judge *judge);
 

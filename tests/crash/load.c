@@ -9,6 +9,7 @@
 #include "fatal.h"
 #include "oracle.h"
 #include "schedule.h"
+#include "workers.h"
 
 #define DEPTH 8u
 #define KIB UINT64_C(1024)
@@ -61,8 +62,8 @@ static void step_done(struct image_request *request, int result)
     schedule_note((uint64_t)(step - load->steps) << 16 ^ (uint64_t)(int64_t)result);
     if (result != 0 && !load->options.tolerate && !load->wrong) {
         load->wrong = true;
-        (void)fprintf(stderr, "step %ld (op %d, %u granules at %u): %s\n", (long)(step - load->steps), step->op,
-                      step->count, step->first, strerror(-result));
+        finding("step %ld (op %d, %u granules at %u): %s\n", (long)(step - load->steps), step->op, step->count,
+                step->first, strerror(-result));
     }
     oracle_succeeded(load->oracle, step);
     if (step->op != IMAGE_READ || result != 0)
@@ -70,7 +71,7 @@ static void step_done(struct image_request *request, int result)
     if (oracle_judge(load->oracle, step->buffer, step->first, step->count, step->ended, step->floors) < 0 &&
         !load->wrong) {
         load->wrong = true;
-        (void)fprintf(stderr, "step %ld read: %s\n", (long)(step - load->steps), load->oracle->message);
+        finding("step %ld read: %s\n", (long)(step - load->steps), load->oracle->message);
     }
 }
 
@@ -196,7 +197,7 @@ static void grow(struct load *load)
     if (resize->result == 0 || load->options.tolerate || load->wrong)
         return;
     load->wrong = true;
-    (void)fprintf(stderr, "growing to %llu: %s\n", (unsigned long long)resize->size, strerror(-resize->result));
+    finding("growing to %llu: %s\n", (unsigned long long)resize->size, strerror(-resize->result));
 }
 
 /* ---- a snapshot, on a control thread ---- */
@@ -246,7 +247,7 @@ static void take_snapshot(struct load *load)
     if (load->snapshot.result == 0 || load->options.tolerate || load->wrong)
         return;
     load->wrong = true;
-    (void)fprintf(stderr, "snapshot: %s\n", strerror(-load->snapshot.result));
+    finding("snapshot: %s\n", strerror(-load->snapshot.result));
 }
 
 bool load_has_upper(const struct load *load, uint64_t moment)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * crash-schedules [VARIANT] [--plant NAME]: one load after another, each under a schedule of its own in which requests,
+ * crash-schedules [VARIANT|SHAPE] [--plant NAME] (options.h): one load after another, each under a schedule of its own in which requests,
  * the engine's threads and operations on the file interleave as a seed says. Reads must answer what was written, also
  * beside changes in flight; after closing, everything is there and nothing leaked. Every tenth runs twice and must be the
  * same, operation for operation and byte for byte.
@@ -15,6 +15,7 @@
 
 #include "fatal.h"
 #include "judge.h"
+#include "options.h"
 #include "plant.h"
 #include "workers.h"
 
@@ -60,10 +61,9 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
         result = -1;
     }
     if (result < 0)
-        (void)fprintf(stderr,
-                      "%s: schedule %llu: %s\n  repeat: PLATTER_CRASH_SEED=%llu PLATTER_CRASH_SCHEDULES=1 %s %s\n",
-                      variant->name, (unsigned long long)options.seed, judge.message[0] ? judge.message : "see above",
-                      (unsigned long long)options.seed, run->command, variant->name);
+        finding("%s: schedule %llu: %s\n  repeat: PLATTER_CRASH_SEED=%llu PLATTER_CRASH_SCHEDULES=1 %s %s\n",
+                variant->name, (unsigned long long)options.seed, judge.message[0] ? judge.message : "see above",
+                (unsigned long long)options.seed, run->command, variant->name);
     if (result < 0)
         load_tell(&load);
     judge_destroy(&judge);
@@ -73,23 +73,18 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
 
 int main(int argc, char **argv)
 {
-    struct run run = {.seed = setting("PLATTER_CRASH_SEED", 1), .command = argv[0]};
-    bool good = true;
-    for (int i = 1; i < argc && good; i++) {
-        if (strcmp(argv[i], "--plant") == 0 && i + 1 < argc) {
-            good = plant_choose(argv[++i]);
-            continue;
-        }
-        for (unsigned v = 0; v < variants_count; v++)
-            if (strcmp(variants[v].name, argv[i]) == 0)
-                run.variant = &variants[v];
-        good = run.variant;
-    }
-    if (!good) {
-        (void)fprintf(stderr, "usage: %s [VARIANT] [--plant NAME]\n", argv[0]);
+    struct options options;
+    if (!options_parse(argc, argv, &options))
+        return 2;
+    struct run run = {.seed = setting("PLATTER_CRASH_SEED", 1), .command = argv[0], .variant = options.shape};
+    for (unsigned v = 0; v < variants_count && options.name; v++)
+        if (strcmp(variants[v].name, options.name) == 0)
+            run.variant = &variants[v];
+    if (options.name && !run.variant) {
+        (void)fprintf(stderr, "usage: %s [VARIANT|SHAPE] [--plant NAME]\n", argv[0]);
         return 2;
     }
-    struct workers workers = {.round = round_run, .context = &run, .what = "schedules"};
+    struct workers workers = {.round = round_run, .context = &run, .what = "schedules", .json = options.json};
     workers.target = setting("PLATTER_CRASH_SCHEDULES", CRASH_SCHEDULES_DEFAULT);
     return workers_run(&workers);
 }

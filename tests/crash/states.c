@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * crash-states raw|qcow2|VARIANT [--plant NAME]: loads on images of one format, each recorded, then the power cut at every
+ * crash-states raw|qcow2|VARIANT|SHAPE [--plant NAME] (options.h): loads on images of one format, each recorded, then the power cut at every
  * operation, at the end of every flush and between; what was not flushed survives, is lost, in part, torn, reordered.
  *
  *   PLATTER_CRASH_STATES=N  states in all (rounds are whole, so a few more)
@@ -13,6 +13,7 @@
 
 #include "cuts.h"
 #include "fatal.h"
+#include "options.h"
 #include "plant.h"
 #include "workers.h"
 
@@ -22,7 +23,8 @@
 #define WRITE_EVERY 64u
 
 struct run {
-    const char *format; /* or the variant */
+    const char *format;          /* or the variant */
+    const struct variant *shape; /* NULL: a variant of the format */
     uint64_t seed;
 };
 
@@ -58,12 +60,11 @@ static int cut(struct round *r, enum survive survive)
     if (result == 0 && r->states % WRITE_EVERY == 0)
         result = judge_writing(&r->judge, state, dice);
     if (result < 0)
-        (void)fprintf(stderr,
-                      "%s: cut at moment %llu of %llu, survive: %s: %s\n  repeat: PLATTER_CRASH_SEED=%llu "
-                      "PLATTER_CRASH_STATES=1 crash-states %s\n",
-                      r->load.variant->name, (unsigned long long)moment, (unsigned long long)r->load.clock,
-                      survive_names[survive], r->judge.message, (unsigned long long)r->load.options.seed,
-                      r->load.variant->name);
+        finding("%s: cut at moment %llu of %llu, survive: %s: %s\n  repeat: PLATTER_CRASH_SEED=%llu "
+                "PLATTER_CRASH_STATES=1 crash-states %s\n",
+                r->load.variant->name, (unsigned long long)moment, (unsigned long long)r->load.clock,
+                survive_names[survive], r->judge.message, (unsigned long long)r->load.options.seed,
+                r->load.variant->name);
     cuts_restore(&r->cuts);
     return result;
 }
@@ -136,16 +137,15 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
     uint64_t seed = run->seed + number;
     struct round r = {.dice = {.state = seed}};
     struct load_options options = {.seed = seed, .steps = STEPS, .resize_odds = 300, .snapshot_odds = 300};
-    load_create(&r.load, choose_variant(run->format, seed), &options);
+    load_create(&r.load, run->shape ? run->shape : choose_variant(run->format, seed), &options);
     int result = load_run(&r.load, NULL) < 0 || r.load.wrong ? -1 : 0;
     judge_create(&r.judge, &r.load, directory);
     if (result == 0 && (r.load.closed < 0 || judge_clean(&r.judge) < 0))
         result = -1;
     if (result < 0)
-        (void)fprintf(stderr,
-                      "%s: the load itself (closed: %d): %s\n  repeat: PLATTER_CRASH_SEED=%llu crash-states %s\n",
-                      r.load.variant->name, r.load.closed, r.judge.message[0] ? r.judge.message : "see above",
-                      (unsigned long long)seed, r.load.variant->name);
+        finding("%s: the load itself (closed: %d): %s\n  repeat: PLATTER_CRASH_SEED=%llu crash-states %s\n",
+                r.load.variant->name, r.load.closed, r.judge.message[0] ? r.judge.message : "see above",
+                (unsigned long long)seed, r.load.variant->name);
     if (result == 0)
         result = sweep_load(&r);
     if (result < 0)
@@ -157,13 +157,15 @@ static int64_t round_run(void *context, uint64_t number, const char *directory)
 
 int main(int argc, char **argv)
 {
-    struct run run = {.format = argc > 1 ? argv[1] : "", .seed = setting("PLATTER_CRASH_SEED", 1)};
-    bool planted = argc == 4 && strcmp(argv[2], "--plant") == 0 && plant_choose(argv[3]);
-    if ((argc != 2 && !planted) || !choose_variant(run.format, 0)) {
-        (void)fprintf(stderr, "usage: %s raw|qcow2|VARIANT [--plant NAME]\n", argv[0]);
+    struct options options;
+    if (!options_parse(argc, argv, &options))
+        return 2;
+    struct run run = {.format = options.name, .shape = options.shape, .seed = setting("PLATTER_CRASH_SEED", 1)};
+    if (!run.shape && (!run.format || !choose_variant(run.format, 0))) {
+        (void)fprintf(stderr, "usage: %s raw|qcow2|VARIANT|SHAPE [--plant NAME]\n", argv[0]);
         return 2;
     }
-    struct workers workers = {.round = round_run, .context = &run, .what = "states"};
+    struct workers workers = {.round = round_run, .context = &run, .what = "states", .json = options.json};
     workers.target = setting("PLATTER_CRASH_STATES", CRASH_STATES_DEFAULT);
     return workers_run(&workers);
 }

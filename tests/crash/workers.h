@@ -14,9 +14,16 @@ struct workers {
     uint64_t target;  /* rounds go on until so much was done */
     uint64_t rounds;  /* ... or until there have been so many */
     const char *what; /* "states" */
+    bool json;        /* progress and the result as JSON lines */
 };
 
-/* Prints a summary. Exit status: 0, or 1 when something was wrong. With a plant it is the other way round. */
+/* Tell of something wrong, in a round: to standard error, and with `json` as a part of the result. */
+__attribute__((format(printf, 1, 2))) void finding(const char *format, ...);
+
+/* Prints a summary; with `json` lines {"progress": {"done", "total"}} (total 0: not known) and last {"what", "done",
+ * "seconds", "processes", "lost", "foreign", "torn", "other", "message"}, which count what was found: no process goes on
+ * after its first. Exit status: 0, or 1 when something was wrong. With a plant it is the other way round,
+ * unless `json`. */
 int workers_run(const struct workers *workers);
 
 /* From the environment. */

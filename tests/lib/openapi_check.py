@@ -116,6 +116,8 @@ def main():
     assert grown["size"] == 16 << 20, grown
     ask("POST", "/v1/volumes/{volume}/resize", 422, {"size": 8 << 20}, "?wait=60", volume="db")
     ask("POST", "/v1/volumes/{volume}/check", 200, {"repair": True}, "?wait=60", volume="db")
+    ask("POST", "/v1/volumes/{volume}/compact", 200, None, "?wait=60", volume="db")
+    ask("POST", "/v1/volumes/{volume}/compact", 404, volume="none")
     ask("POST", "/v1/volumes/{volume}/check", 400, {"repair": "yes"}, volume="db")
     ask("POST", "/v1/volumes/{volume}/export", 409, {"target": "/dev/null", "format": "raw"}, "?wait=60", volume="db")
     ask("POST", "/v1/volumes/import", 404, {"name": "im", "source": "/nonexistent/x", "source_format": "raw"},
