@@ -183,6 +183,16 @@ static int do_snapshot(struct server *s, struct call *call, struct error *err)
     return snapshots_take(&s->snapshots, s->image, call->request, &call->fds[0], call->answer, err);
 }
 
+static int do_reflink(struct server *s, struct call *call, struct error *err)
+{
+    int r = need_image(s, err);
+    if (r < 0)
+        return r;
+    if (call->fd_count != 1)
+        return error_set(err, EINVAL, "a reflink takes one descriptor");
+    return snapshots_reflink(&s->snapshots, s->image, call->request, call->fds[0], call->answer, err);
+}
+
 static int do_rebase(struct server *s, struct call *call, struct error *err)
 {
     int r = need_image(s, err);
@@ -238,7 +248,7 @@ static const struct {
     {"hello", false, do_hello},       {"open", true, do_open},      {"export", true, do_export},
     {"unexport", false, do_unexport}, {"resize", false, do_resize}, {"snapshot", true, do_snapshot},
     {"rebase", true, do_rebase},      {"flush", false, do_flush},   {"policy", false, do_policy},
-    {"stats", false, do_stats},       {"close", false, do_close},
+    {"stats", false, do_stats},       {"close", false, do_close},   {"reflink", true, do_reflink},
 };
 
 static int handle(struct server *s, struct call *call, struct error *err)

@@ -112,3 +112,19 @@ int copy_file(int from, int to, int cancel_fd, copy_progress_fn progress, void *
         r = -errno;
     return r < 0 ? error_sys(err, r, "copy") : 0;
 }
+
+int copy_reflink(int from, int to, uint64_t size, struct error *err)
+{
+    struct stat st;
+    int r = ioctl(to, FICLONE, from) < 0 ? -errno : 0;
+    if (r == -EOPNOTSUPP || r == -EINVAL || r == -ENOTTY || r == -EXDEV) {
+        (void)error_set(err, EOPNOTSUPP, "the file system does not share blocks between these files");
+        (void)error_code(err, "reflink-not-possible");
+        return -EOPNOTSUPP;
+    }
+    if (r == 0 && (fstat(to, &st) < 0 || ((uint64_t)st.st_size < size && ftruncate(to, (off_t)size) < 0)))
+        r = -errno;
+    if (r == 0 && fsync(to) < 0)
+        r = -errno;
+    return r < 0 ? error_sys(err, r, "reflink") : 0;
+}
