@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced after functions.sh and before platterd.sh (so that platterd is taken down first): file systems on loop devices.
+# Sourced after functions.sh: file systems on loop devices.
 requires test -e /dev/loop-control
 [ "$(id -u)" = 0 ] || skip "needs root"
 
@@ -10,7 +10,7 @@ make_filesystem() {
     truncate -s 1G "$file"
     "mkfs.$kind" -q "$@" "$file" >/dev/null || return 1
     mkdir -p -m 0755 "$dir"
-    cleanup_fn umount -q "$dir"
+    cleanups=("$(printf '%q ' umount -q "$dir")" "${cleanups[@]}") # after all others
     mount -o loop "$file" "$dir" || return 1
     chmod 0755 "$dir"
 }
