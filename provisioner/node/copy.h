@@ -19,4 +19,7 @@ int copy_file(int from, int to, int cancel_fd, copy_progress_fn progress, void *
  * the file system cannot. */
 int copy_reflink(int from, int to, uint64_t size, struct error *err);
 
+/* How many extents the file system has for the file, which is what a reflink's time grows with; 0 when it does not say. */
+uint64_t copy_extents(int fd);
+
 #endif

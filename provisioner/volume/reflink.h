@@ -13,6 +13,9 @@
 /* Is `layer` a raw image alone, in a pool whose file system reflinks? May write two small files there: not in a transaction. */
 int reflink_possible(struct manager *manager, const char *layer, bool *ret_possible, struct error *err);
 
+/* Is its file in so few pieces that a reflink of it does not hold writers up for long? Looks at all of them. */
+int reflink_quick(struct manager *manager, const char *layer, bool *ret_quick, struct error *err);
+
 /* A new raw layer of `volume`. `source` ("" = none) is its parent only until reflink_release: that keeps its file while it
  * is needed. */
 int reflink_fill(const struct volume_record *volume, const char *source, uint64_t size, struct layer_record *ret_layer,

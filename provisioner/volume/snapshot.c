@@ -8,8 +8,8 @@
  * holds it all, and a server told twice does it once. Only a server that refuses (and so goes on as it was) lets the records
  * be put back; when it cannot be known whether it has, the snapshot stays, as "failed", and can be deleted.
  *
- * By reflink (reflink.h) the new layer is the snapshot: nothing changes but that its file is filled when the server is told, at one
- * moment. A file that was not filled to the end is nobody's and goes with the rows.
+ * By reflink (reflink.h; not under a server whose file is in very many pieces) the new layer is the snapshot: nothing changes
+ * but that its file is filled when the server is told, at one moment. A file that was not filled goes with the rows.
  */
 #include "provisioner/volume/snapshot.h"
 
@@ -75,12 +75,17 @@ int volume_or_snapshot_find(struct manager *m, const char *name, struct volume_r
 struct intent {
     struct layer_record layer;
     struct snapshot_record snapshot;
-    bool reflink;
+    bool reflink, quick;
 };
 
-/* Can what is attached be snapshot? *ret_writer: somebody writes to the volume. */
+struct writers {
+    bool any;
+    bool server; /* a block server of ours: its writer waits while it is snapshot */
+};
+
+/* Can what is attached be snapshot? *ret_writers: who writes to the volume. */
 static int check_attachments(struct manager *m, const struct volume_record *volume, bool freeze, bool reflink,
-                             bool *ret_writer, struct error *err)
+                             struct writers *ret_writers, struct error *err)
 {
     struct attachment_record *list;
     size_t count = 0;
@@ -90,7 +95,8 @@ static int check_attachments(struct manager *m, const struct volume_record *volu
         const struct attachment_record *a = &list[i];
         if (a->snapshot_id[0] || a->read_only)
             continue;
-        *ret_writer = true;
+        ret_writers->any = true;
+        ret_writers->server = strcmp(a->via, "loop") != 0;
         mounted = mounted || strcmp(a->kind, "mount") == 0;
         if (strcmp(a->state, "attached") != 0)
             r = error_set(err, EBUSY, "attachment '%s' is %s", a->id, a->state);
@@ -135,16 +141,19 @@ static int create_insert(struct job *job, void *arg, struct error *err)
     struct intent *intent = arg;
     struct manager *m = job->manager;
     struct volume_record volume = {0};
-    bool writer = false, freeze = json_is_true(json_object_get(job->data, "freeze"));
+    struct writers writers = {0};
+    bool freeze = json_is_true(json_object_get(job->data, "freeze"));
     int r = job_volume(job, &volume, err);
     if (r == 0)
         r = volume_check_ready(m, &volume, err);
     if (r == 0)
         intent->reflink = intent->reflink && strcmp(job_get(job, "source"), volume.top_layer) == 0;
     if (r == 0)
-        r = check_attachments(m, &volume, freeze, intent->reflink, &writer, err);
+        r = check_attachments(m, &volume, freeze, intent->reflink, &writers, err);
     if (r == 0)
-        r = insert_layer(job, &volume, writer, intent, err);
+        intent->reflink = intent->reflink && (intent->quick || !writers.server);
+    if (r == 0)
+        r = insert_layer(job, &volume, writers.any, intent, err);
     if (r < 0)
         return r;
     struct snapshot_record *s = &intent->snapshot;
@@ -160,7 +169,7 @@ static int create_insert(struct job *job, void *arg, struct error *err)
         r = job_set(job, "layer", intent->layer.id, err);
     if (r == 0 && !intent->reflink)
         r = job_set(job, "source", "", err);
-    return r < 0 ? r : job_set(job, "consistency", writer ? "crash" : "detached", err);
+    return r < 0 ? r : job_set(job, "consistency", writers.any ? "crash" : "detached", err);
 }
 
 /* The same snapshot is there already, or on its way. -ENOENT: no. */
@@ -214,6 +223,8 @@ int manager_snapshot_create(struct manager *m, const struct caller *caller, cons
     if (create_existing(m, name, ret_ticket) == 0)
         return 0;
     r = reflink_possible(m, volume.top_layer, &intent.reflink, err);
+    if (r == 0 && intent.reflink)
+        r = reflink_quick(m, volume.top_layer, &intent.quick, err);
     if (r == 0)
         r = job_create(m, &job_snapshot_create, &volume, "", caller,
                        json_pack("{s:b, s:s, s:s}", "freeze", freeze, "snapshot", intent.snapshot.id, "source",

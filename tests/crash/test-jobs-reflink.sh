@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# platterd is killed at every step of the jobs on snapshots of raw volumes in a pool that reflinks: what was written before and
-# after each is there, whatever state it ends in.
+# platterd is killed at every step of the jobs on snapshots of raw volumes in a pool that reflinks: what was written before
+# and after each is there, whatever state it ends in.
 . "$(dirname "$0")/jobs.sh"
 . "$(dirname "$0")/../lib/reflink.sh"
 requires mkfs.xfs -V
@@ -19,10 +19,12 @@ holds() { # VOLUME[@SNAPSHOT] PATTERN: the byte that fills its second MiB
     rm -f "$TMP/look.raw"
 }
 alone() { # VOLUME: it is one raw file
-    [ "$(platter volume show "$1" -o json | jq -r '.layers | map(.format) | join(" ")')" = raw ] || fail "$1: $(platter volume show "$1" -o json)"
+    [ "$(platter volume show "$1" -o json | jq -r '.layers | map(.format) | join(" ")')" = raw ] || fail "$1 has layers"
 }
 fill() { # PATTERN
-    qemu-io -f raw -c "write -P $1 1M 1M" "$POOL/$(platter volume show v -o json | jq -r '.layers[0].id').img" >/dev/null
+    local top
+    top=$POOL/$(platter volume show v -o json | jq -r '.layers[0].id').img
+    qemu-io -f raw -c "write -P $1 1M 1M" "$top" >/dev/null
 }
 made() {
     platter volume create v --size 8M --format raw --filesystem none -o name >/dev/null

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Raw volumes on file systems that share blocks between files: snapshots are raw files of their own, also of a volume that is
-# written to, and of one moment; clones, restores, deletions in any order; what layers would be needed for is refused; elsewhere,
-# and after a move elsewhere, a snapshot is a qcow2 layer.
+# Raw volumes on file systems that share blocks between files: snapshots are raw files of their own, also of a volume that
+# is written to, and of one moment; clones, restores, deletions in any order; what layers would be needed for is refused;
+# elsewhere, and after a move elsewhere, a snapshot is a qcow2 layer.
 . "$(dirname "$0")/../lib/functions.sh"
 . "$(dirname "$0")/../lib/reflink.sh"
 requires mkfs.xfs -V
@@ -30,13 +30,13 @@ seed=${REFLINK_SEED:-$RANDOM}
 echo "REFLINK_SEED=$seed; pools: $pools"
 RANDOM=$seed
 
+top() { echo "$POOL/$(platter volume show "$1" -o json | jq -r '.layers[0].id').img"; }
 write() { # VOLUME: changes at random places, through the image file while nobody else has it
-    local top i args=()
-    top=$POOL/$(platter volume show "$1" -o json | jq -r '.layers[0].id').img
+    local i args=()
     for ((i = 0; i < 8; i++)); do
         args+=(-c "write -P $((RANDOM % 255 + 1)) $((RANDOM % 7000 * 4096)) $((RANDOM % 30 * 512 + 512))")
     done
-    qemu-io -f "$(format "$1")" "${args[@]}" "$top" >/dev/null
+    qemu-io -f "$(format "$1")" "${args[@]}" "$(top "$1")" >/dev/null
 }
 keep() { rm -f "$2"; platter volume export "$1" "$2" --format raw -o name >/dev/null; }
 same() {
@@ -53,8 +53,8 @@ settle() {
     done
 }
 
-# Block number PLACE(i) gets the number i, one write after the other: what was written at any moment is known by the highest
-# number alone. `done` tells how many writes have ended.
+# Blocks get ascending numbers, one write after the other, in an order of their own: what was written at any moment is
+# known by the highest number alone. A file tells how many writes have ended.
 cat >"$TMP/numbers.py" <<'END'
 import mmap, os, struct, sys
 BLOCK, BLOCKS, STEP = 4096, 4096, 1021
@@ -95,7 +95,8 @@ detached() {
     keep v "$TMP/v.raw"
     [ "$(format v) $(depth v) $(files)" = "raw 1 5" ] || fail "not by reflink: $(platter volume show v -o json)"
     for i in 1 2 3 4; do same "v@s$i" "$TMP/s$i.raw" "$1, all there"; done
-    [ "$(platter snapshot show v@s1 -o json | jq '.used > 0 and .consistency == "detached" and .size == 33554432')" = true ] ||
+    [ "$(platter snapshot show v@s1 -o json |
+        jq '.used > 0 and .consistency == "detached" and .size == 33554432')" = true ] ||
         fail "show: $(platter snapshot show v@s1 -o json)"
 
     # What only layers know is refused; what a snapshot holds is not.
@@ -142,7 +143,6 @@ END
         for k in v c; do same $k "$TMP/$k.raw" "without s$i"; done
     done
     [ "$(files)" = 3 ] || fail "files of deleted snapshots: $(ls "$POOL")"
-    [ "$(platter job list -o json | jq '[.[] | select(.kind == "volume-merge" and .state == "running")] | length')" = 0 ] || fail "it merges"
     platter snapshot create v@last -o name >/dev/null
     refuses 'has snapshots' platter volume delete v
     platter volume delete v --snapshots --yes >/dev/null
@@ -154,11 +154,11 @@ END
 
 # Under a writer, through the block server and straight through a loop device.
 attached() { # POOL VIA
-    local i first last device id top
+    local i first last device id before
     platter volume create n --pool "$1" --size 16M --format raw --filesystem none -o name >/dev/null
     id=$(platter attach n --to device --via "$2" -o name)
     device=$(platter attachment show "$id" -o json | jq -r .device)
-    top=$(platter volume show n -o json | jq -r '.layers[0].id')
+    before=$(top n)
     python3 "$TMP/numbers.py" write "$device" "$TMP/told" 2>"$TMP/writer.log" &
     WRITER=$!
     for ((i = 0; i < 600; i++)); do [ -s "$TMP/told" ] && break || sleep 0.05; done
@@ -184,9 +184,8 @@ attached() { # POOL VIA
         python3 "$TMP/numbers.py" check "$TMP/now.raw" $(cat "$TMP/span$i") || fail "t$i ($1, $2) is not one moment"
         [ "$i" != 2 ] || same k "$TMP/now.raw" "clone of t2"
     done
-    [ "$(platter volume show n -o json | jq -r '.layers[0].id') $(depth n)" = "$top 1" ] || fail "another top"
+    [ "$(top n) $(depth n)" = "$before 1" ] || fail "another top"
     platter detach "$id" >/dev/null
-    [ "$2" = loop ] || platter event follow --no-follow -o json >"$TMP/events"
     platter volume delete n --snapshots --yes >/dev/null
     platter volume delete k --yes >/dev/null
     rm -f "$TMP/told"
@@ -215,8 +214,36 @@ mounted() {
     platter volume delete m --snapshots --yes >/dev/null
 }
 
+# A file in very many pieces: its writer would wait for long, so it gets a layer; nobody waits while it is detached.
+fragmented() {
+    local id
+    platter volume create f --pool "$1" --size 96M --format raw --filesystem none -o name >/dev/null
+    python3 - "$(top f)" <<'END'
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY)
+for i in range(12000):
+    os.pwrite(fd, b"x" * 4096, i * 8192)
+os.fsync(fd)
+END
+    platter snapshot create f@s1 -o name >/dev/null
+    [ "$(format f) $(depth f)" = "raw 1" ] || fail "detached: $(platter volume show f -o json)"
+    id=$(platter attach f --to device --via loop -o name)
+    platter snapshot create f@s2 -o name >/dev/null
+    [ "$(format f) $(depth f)" = "raw 1" ] || fail "loop: $(platter volume show f -o json)"
+    platter detach "$id" >/dev/null
+    id=$(platter attach f --to device --via fuse -o name)
+    platter snapshot create f@s3 -o name >/dev/null
+    [ "$(format f) $(depth f)" = "qcow2 2" ] || fail "served: $(platter volume show f -o json)"
+    platter detach "$id" >/dev/null
+    keep f@s1 "$TMP/f1.raw"
+    same f@s3 "$TMP/f1.raw" "a layer above pieces"
+    platter volume delete f --snapshots --yes >/dev/null
+    settle
+}
+
 for pool in $pools; do
     POOL=$POOLS/pool-$pool
+    [ "$pool" != xfs ] || fragmented "$pool"
     detached "$pool"
     attached "$pool" fuse
     attached "$pool" loop
@@ -226,7 +253,7 @@ done
 # ---- an incremental file onto a reflinked base
 POOL=$POOLS/pool-xfs
 platter volume create q --pool xfs --size 8M --filesystem none -o name >/dev/null
-write() { qemu-io -f "$(format "$1")" -c "write -P $2 1M 64k" "$POOL/$(platter volume show "$1" -o json | jq -r '.layers[0].id').img" >/dev/null; }
+write() { qemu-io -f "$(format "$1")" -c "write -P $2 1M 64k" "$(top "$1")" >/dev/null; }
 write q 1
 platter snapshot create q@s1 -o name >/dev/null
 write q 2

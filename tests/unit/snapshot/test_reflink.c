@@ -33,7 +33,7 @@ int __real_ioctl(int fd, unsigned long request, uintptr_t argument);
 /* In small pieces with pauses between them. */
 int __wrap_ioctl(int fd, unsigned long request, uintptr_t argument)
 {
-    const struct timespec pause = {.tv_nsec = 100 * 1000};
+    const struct timespec pause = {.tv_nsec = 100000};
     static uint8_t piece[BLOCK * 8];
     if (request != FICLONE)
         return __real_ioctl(fd, request, argument);
