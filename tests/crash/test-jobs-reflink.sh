@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# platterd is killed at every step of the jobs on snapshots of raw volumes in a pool that reflinks: what was written before
-# and after each is there, whatever state it ends in.
+# platterd is killed at every step of the jobs on snapshots of raw volumes in a pool that reflinks: what was written
+# before and after each is there, whatever state it ends in.
 . "$(dirname "$0")/jobs.sh"
 . "$(dirname "$0")/../lib/reflink.sh"
 requires mkfs.xfs -V

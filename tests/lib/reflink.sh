@@ -3,7 +3,8 @@
 requires test -e /dev/loop-control
 [ "$(id -u)" = 0 ] || skip "needs root"
 
-# make_filesystem KIND DIRECTORY [MKFS OPTIONS...]: a new one on a sparse file, mounted there. Fails when the kernel cannot.
+# make_filesystem KIND DIRECTORY [MKFS OPTIONS...]: a new one on a sparse file, mounted there. Fails when the kernel
+# cannot.
 make_filesystem() {
     local kind=$1 dir=$2 file=$TMP/disk.$RANDOM
     shift 2
