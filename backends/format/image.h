@@ -148,13 +148,20 @@ int image_shrink(struct image *image, uint64_t size, struct error *err);
  * layer is not empty; -E2BIG: too many layers. */
 int image_snapshot(struct image *image, const struct image_layer *layer, struct error *err);
 
+/* The control thread: `fd`, an empty file open for writing on the same file system, becomes what the image is at one moment,
+ * by sharing its blocks, while queues go on serving: requests wait for that moment, whose length grows with the number of
+ * extents that the file system has for the image, not with its size. All that was completed before is durable in `fd`
+ * when it returns. After an error the image goes on as it was, and what `fd` holds does not count. -EINVAL: read-only, or
+ * not a raw image alone; -EOPNOTSUPP (code "reflink-not-possible"): the file system cannot. */
+int image_reflink(struct image *image, int fd, struct error *err);
+
 /* The control thread: `layers` (top first, opened for reading) take the place of all layers below the top, while queues go on
  * serving: requests wait for a moment. They must read as the old ones did wherever the top holds nothing itself (one of the
  * old ones was merged into the next), which is not checked. The files are taken over on success only; the old ones are closed
  * then. After an error the image goes on as it was. */
 int image_rebase(struct image *image, const struct image_layer *layers, size_t count, struct error *err);
 
-/* How long the last successful image_snapshot held requests back, in nanoseconds. The control thread. */
+/* How long the last successful image_snapshot or image_reflink held requests back, in nanoseconds. The control thread. */
 uint64_t image_snapshot_pause(const struct image *image);
 
 /* The control thread: wait until no request is in flight on any queue and hold new ones back, until

@@ -53,6 +53,9 @@ struct layer_ops {
     /* For layers that a snapshot may freeze; control thread, image drained, a writable layer: everything is written back and
      * durable, and from then on nothing but reads comes. After an error the layer goes on as it was. */
     int (*freeze)(struct layer *layer, struct error *err);
+    /* Optional; control thread, image drained, a layer without others below: `fd`, an empty file, becomes what this layer
+     * is. -EOPNOTSUPP: the file system cannot share blocks. */
+    int (*reflink)(struct layer *layer, int fd, struct error *err);
     /* The same thread afterwards, while reads come (NULL = nothing to do): end what only a writer needs, give back what it
      * had reserved. What fails costs space at most. */
     void (*retire)(struct layer *layer);

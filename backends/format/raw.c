@@ -210,6 +210,20 @@ static int raw_freeze(struct layer *layer, struct error *err)
     return error_sys(err, r, "flush a raw image");
 }
 
+static int raw_reflink(struct layer *layer, int fd, struct error *err)
+{
+    int r = raw_freeze(layer, err); /* which a file with lost pages does not pass */
+    if (r < 0)
+        return r;
+    r = io_file_reflink(layer->file, fd);
+    if (r == -EOPNOTSUPP) {
+        (void)error_set(err, EOPNOTSUPP, "the file system does not share blocks between files");
+        (void)error_code(err, "reflink-not-possible");
+        return -EOPNOTSUPP;
+    }
+    return r < 0 ? error_sys(err, r, "reflink a raw image") : 0;
+}
+
 static int raw_create(struct io_file *file, const struct image_create_options *options, struct error *err)
 {
     uint64_t length;
@@ -242,6 +256,7 @@ const struct layer_ops raw_layer_ops = {
     .submit = raw_submit,
     .resize = raw_resize,
     .freeze = raw_freeze,
+    .reflink = raw_reflink,
     .create = raw_create,
     .probe = raw_probe,
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Snapshots of an open image: the top layer is frozen, an empty one put above it.
+ * Snapshots of an open image: the top layer is frozen, an empty one put above it; or, of a raw image, its file is reflinked.
  *
  * All that can take long is done before requests are held: the new layer is opened, every queue gets its part of it on
  * its own loop (as `next`, which no request sees yet), and one flush writes most of what is dirty. Then the image is
@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "backends/format/core.h"
 #include "common/cleanup.h"
@@ -179,6 +180,45 @@ int image_snapshot(struct image *image, const struct image_layer *spec, struct e
         old->ops->retire(old);
     limit_caches(image);
     return 0;
+}
+
+/* ---- by reflink -------------------------------------------------------------------------------------------------- */
+
+static int check_reflink(const struct image *image, struct error *err)
+{
+    const struct layer *top = image->layers[0];
+    if (image->read_only)
+        return error_set(err, EINVAL, "the image is open for reading only");
+    if (image_failed(image))
+        return error_sys(err, image_failed(image), "the image failed before");
+    if (image->count != 1 || !top->ops->reflink)
+        return error_set(err, EINVAL, "only a raw image alone can be reflinked");
+    return 0;
+}
+
+int image_reflink(struct image *image, int fd, struct error *err)
+{
+    struct layer *top = image->layers[0];
+    int r = check_reflink(image, err);
+    if (r < 0)
+        return r;
+    r = flush_ahead(image);
+    if (r < 0)
+        return error_sys(err, r, "flush before the snapshot");
+    uint64_t start = now_ns();
+    image_drain_begin(image);
+    r = image_failed(image);
+    if (r < 0)
+        (void)error_sys(err, r, "the image failed before");
+    else
+        r = top->ops->reflink(top, fd, err);
+    image_drain_end(image);
+    uint64_t pause = now_ns() - start;
+    if (r == 0 && fsync(fd) < 0)
+        r = error_sys(err, errno, "flush the snapshot");
+    if (r == 0)
+        image->snapshot_pause = pause;
+    return r;
 }
 
 uint64_t image_snapshot_pause(const struct image *image)

@@ -6,7 +6,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "backends/io/engine.h"
@@ -215,6 +217,15 @@ static int seamed(struct io_file *file, enum io_seam_kind kind, uint64_t offset,
 int io_file_flush(struct io_file *file)
 {
     return seamed(file, SEAM_FLUSH, 0, 0, call_flush);
+}
+
+int io_file_reflink(struct io_file *file, int fd)
+{
+    int r;
+    do {
+        r = ioctl(fd, FICLONE, file->fd) < 0 ? -errno : 0;
+    } while (r == -EINTR);
+    return r == -EINVAL || r == -ENOTTY || r == -EXDEV || r == -ENOSYS ? -EOPNOTSUPP : r;
 }
 
 int io_file_discard(struct io_file *file, uint64_t offset, uint64_t length)

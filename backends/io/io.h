@@ -68,6 +68,9 @@ int io_file_read(struct io_file *file, void *buffer, size_t length, uint64_t off
 int io_file_write(struct io_file *file, const void *buffer, size_t length, uint64_t offset);
 /* Durable data and size (fdatasync). */
 int io_file_flush(struct io_file *file);
+/* Let the file `fd`, on the same file system, become what this one is now, by sharing its blocks (FICLONE). Not durable
+ * yet. -EOPNOTSUPP where the file system cannot. */
+int io_file_reflink(struct io_file *file, int fd);
 /* Give the range back; it reads as zeros. -EOPNOTSUPP where the file system cannot. Size unchanged. */
 int io_file_discard(struct io_file *file, uint64_t offset, uint64_t length);
 /* Make the range read as zeros, staying allocated; falls back to writing zeros. Size unchanged. */

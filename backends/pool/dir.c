@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "backends/pool/pool.h"
+#include "backends/pool/reflink.h"
 #include "common/checked.h"
 #include "common/cleanup.h"
 
@@ -215,7 +216,10 @@ static int pool_dir_usage(struct pool *pool, struct pool_usage *ret_usage, struc
     if (r < 0)
         return r;
     *ret_usage = (struct pool_usage){
-        .capacity = vfs.f_blocks * vfs.f_frsize, .available = vfs.f_bavail * vfs.f_frsize, .used = used};
+        .capacity = vfs.f_blocks * vfs.f_frsize,
+        .available = vfs.f_bavail * vfs.f_frsize,
+        .used = MIN(used, (vfs.f_blocks - vfs.f_bfree) * vfs.f_frsize), /* shared blocks are counted in each file */
+    };
     return 0;
 }
 
@@ -271,6 +275,11 @@ static int pool_dir_image_rename(struct pool *pool, const char *from, const char
     if (renameat(fd, from_name, fd, to_name) < 0)
         return error_sys(err, errno, "rename '%s' in the pool", from_name);
     return fsync(fd) < 0 ? error_sys(err, errno, "flush the pool's directory") : 0;
+}
+
+static int pool_dir_reflinks(struct pool *pool, bool *ret_possible, struct error *err)
+{
+    return reflink_probe(dir_of(pool)->fd, ret_possible, err);
 }
 
 static int pool_dir_image_used(struct pool *pool, const char *layer_id, uint64_t *ret_bytes, struct error *err)
@@ -364,6 +373,7 @@ const struct pool_ops pool_dir_ops = {
     .image_open = pool_dir_image_open,
     .image_delete = pool_dir_image_delete,
     .image_rename = pool_dir_image_rename,
+    .reflinks = pool_dir_reflinks,
     .image_used = pool_dir_image_used,
     .sidecar_write = pool_dir_sidecar_write,
     .sidecar_delete = pool_dir_sidecar_delete,

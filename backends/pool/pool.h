@@ -53,7 +53,10 @@ struct pool_ops {
     int (*image_delete)(struct pool *pool, const char *layer_id, struct error *err);
     /* Let image `from` have the name of `to`, whose own file goes, in one step; durable. -ENOENT: there is no `from`. */
     int (*image_rename)(struct pool *pool, const char *from, const char *to, struct error *err);
-    /* Bytes on the disk. */
+    /* Can files of this pool share blocks (FICLONE)? Tried with two small files without a name, once for each directory: the
+     * answer is kept as long as the process lives. */
+    int (*reflinks)(struct pool *pool, bool *ret_possible, struct error *err);
+    /* Bytes on the disk; those that it shares with other files count. */
     int (*image_used)(struct pool *pool, const char *layer_id, uint64_t *ret_bytes, struct error *err);
     /* Replace the sidecar: readers see the old or the new text, after a power cut too. */
     int (*sidecar_write)(struct pool *pool, const char *volume_id, const char *text, struct error *err);

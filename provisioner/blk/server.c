@@ -200,6 +200,16 @@ static int do_release(struct server *s, struct call *call, struct error *err)
     return hold_release(&s->hold, call->request, call->answer, err);
 }
 
+static int do_reflink(struct server *s, struct call *call, struct error *err)
+{
+    int r = need_image(s, err);
+    if (r < 0)
+        return r;
+    if (call->fd_count != 1)
+        return error_set(err, EINVAL, "a reflink takes one descriptor");
+    return snapshots_reflink(&s->snapshots, s->image, call->request, call->fds[0], call->answer, err);
+}
+
 static int do_rebase(struct server *s, struct call *call, struct error *err)
 {
     int r = need_image(s, err);
@@ -262,7 +272,7 @@ static const struct {
     {"hold", false, HELD_GOES_ON, do_hold},     {"release", false, HELD_GOES_ON, do_release},
     {"rebase", true, HELD_REFUSED, do_rebase},  {"flush", false, HELD_REFUSED, do_flush},
     {"policy", false, HELD_GOES_ON, do_policy}, {"stats", false, HELD_GOES_ON, do_stats},
-    {"close", false, HELD_ENDS, do_close},
+    {"close", false, HELD_ENDS, do_close},      {"reflink", true, HELD_REFUSED, do_reflink},
 };
 
 static int check_held(struct server *s, enum when_held when_held, struct error *err)

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/checked.h"
 #include "common/cleanup.h"
@@ -34,6 +35,24 @@ static void writer_to_reader(int fd)
     /* A file system without such locks had none before either; at worst others cannot open it before we end. */
     if (fcntl(fd, F_OFD_SETLK, &unlock) < 0)
         log_warning("snapshot: the frozen layer stays locked: %s", strerror(errno));
+}
+
+/* Was this one taken already? Then its place, else -1. */
+static int find_taken(const struct snapshots *s, const char *id)
+{
+    for (size_t i = 0; i < MIN(s->count, (size_t)MEMBERS_LAYERS_MAX); i++) {
+        if (strcmp(s->taken[i].id, id) == 0)
+            return (int)i;
+    }
+    return -1;
+}
+
+static uint64_t remember(struct snapshots *s, const char *id, const struct image *image)
+{
+    size_t place = s->count++ % MEMBERS_LAYERS_MAX;
+    (void)snprintf(s->taken[place].id, sizeof(s->taken[place].id), "%s", id);
+    s->taken[place].pause_us = image_snapshot_pause(image) / 1000;
+    return s->taken[place].pause_us;
 }
 
 static int answer_pause(json_t *answer, uint64_t pause_us, struct error *err)
@@ -78,18 +97,35 @@ int snapshots_take(struct snapshots *s, struct image *image, const json_t *reque
         r = member_required_string(request, "format", 31, &format, err);
     if (r < 0)
         return r;
-    for (size_t i = 0; i < MIN(s->count, (size_t)MEMBERS_LAYERS_MAX); i++) {
-        if (strcmp(s->taken[i].id, id) == 0)
-            return answer_pause(answer, s->taken[i].pause_us, err);
-    }
+    int place = find_taken(s, id);
+    if (place >= 0)
+        return answer_pause(answer, s->taken[place].pause_us, err);
     r = take(s, image, format, fd, err);
     if (r < 0)
         return r;
-    uint64_t pause_us = image_snapshot_pause(image) / 1000;
-    size_t place = s->count++ % MEMBERS_LAYERS_MAX;
-    (void)snprintf(s->taken[place].id, sizeof(s->taken[place].id), "%s", id);
-    s->taken[place].pause_us = pause_us;
+    uint64_t pause_us = remember(s, id, image);
     log_info("snapshot: layer %s is the top now; requests waited for %ju us", id, (uintmax_t)pause_us);
+    return answer_pause(answer, pause_us, err);
+}
+
+int snapshots_reflink(struct snapshots *s, struct image *image, const json_t *request, int fd, json_t *answer,
+                      struct error *err)
+{
+    const char *id;
+    struct stat st;
+    int r = member_required_string(request, "layer_id", SNAPSHOT_ID_MAX, &id, err);
+    if (r < 0)
+        return r;
+    int place = find_taken(s, id);
+    if (place >= 0)
+        return answer_pause(answer, s->taken[place].pause_us, err);
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return error_set(err, EINVAL, "a reflink needs a file");
+    r = image_reflink(image, fd, err);
+    if (r < 0)
+        return r;
+    uint64_t pause_us = remember(s, id, image);
+    log_info("snapshot: layer %s is a reflink; requests waited for %ju us", id, (uintmax_t)pause_us);
     return answer_pause(answer, pause_us, err);
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The server's requests "snapshot" and "rebase": other layers for the open image. Control thread. */
+/* The server's requests "snapshot", "reflink" and "rebase": other layers for the open image, or a copy of its one. Control thread. */
 #ifndef PLATTER_PROVISIONER_BLK_SNAPSHOT_H
 #define PLATTER_PROVISIONER_BLK_SNAPSHOT_H
 
@@ -28,6 +28,10 @@ void snapshots_begin(struct snapshots *snapshots, const struct layer_list *list)
  * top from a writer's to a reader's. The members of the answer go to `answer`. -E2BIG, code "too-many-layers". */
 int snapshots_take(struct snapshots *snapshots, struct image *image, const json_t *request, int *fd, json_t *answer,
                    struct error *err);
+
+/* The raw image's file is reflinked to the one in `fd`, which stays the caller's. The same layer_id again: at once. */
+int snapshots_reflink(struct snapshots *snapshots, struct image *image, const json_t *request, int fd, json_t *answer,
+                      struct error *err);
 
 /* The layers in fds[0..fd_count) (those used are taken over and set to -1) take the place of all below the top. */
 int snapshots_rebase(struct snapshots *snapshots, struct image *image, const json_t *request, int *fds, size_t fd_count,

@@ -190,6 +190,7 @@ static const struct argument_rule argument_rules[] = {
     {"ioctl", 1, WHOLE, BLKZEROOUT},
     {"ioctl", 1, WHOLE, BLKFLSBUF},
     {"ioctl", 1, WHOLE, FUSE_DEV_IOC_CLONE},
+    {"ioctl", 1, WHOLE, FICLONE}, /* between descriptors that it was given */
 };
 
 static int add_rules(scmp_filter_ctx filter, const char *const *names, size_t count, uint32_t action)

@@ -296,6 +296,17 @@ int blk_release(struct blk_client *c, uint64_t token, bool *ret_held, struct err
     return 0;
 }
 
+int blk_reflink(struct blk_client *c, const char *id, int fd, struct error *err)
+{
+    json_t *answer = NULL;
+    int r = call(c, "reflink", json_pack("{s:s}", "layer_id", id), &fd, 1, DISK_MS, &answer, err);
+    if (r < 0)
+        return r;
+    c->snapshot_pause_us = get_u64(answer, "pause_us");
+    (void)drop_answer(answer);
+    return 0;
+}
+
 uint64_t blk_snapshot_pause_us(const struct blk_client *c)
 {
     return c->snapshot_pause_us;

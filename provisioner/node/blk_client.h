@@ -107,7 +107,11 @@ int blk_release(struct blk_client *client, uint64_t token, bool *ret_held, struc
 /* blk_snapshot within a hold: -ESTALE (code "hold-expired") when that has ended, and nothing was changed. */
 int blk_snapshot_held(struct blk_client *client, const char *id, const struct blk_layer *layer, uint64_t token,
                       struct error *err);
-/* For how long the last blk_snapshot of this client held requests back, in microseconds. */
+/* The raw image's file, its only layer, is reflinked to the empty file `fd` at one moment, under load; durable when it
+ * returns. `id` as above. -EOPNOTSUPP (code "reflink-not-possible"): the file system cannot. After any error the image goes on as it
+ * was. */
+int blk_reflink(struct blk_client *client, const char *id, int fd, struct error *err);
+/* For how long the last blk_snapshot or blk_reflink of this client held requests back, in microseconds. */
 uint64_t blk_snapshot_pause_us(const struct blk_client *client);
 /* `layers` (top first, each with a reader's lock) take the place of all layers below the top, under load. They must read as
  * the old ones do wherever the top holds nothing: one of the old ones was merged into the next by blk_worker_commit. That

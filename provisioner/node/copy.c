@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <poll.h>
 #include <stdbool.h>
@@ -63,7 +64,7 @@ static int copy_range(int from, int to, off_t offset, off_t end, int cancel_fd)
     return 0;
 }
 
-static int copy_extents(int from, int to, off_t size, int cancel_fd, copy_progress_fn progress, void *context)
+static int copy_all(int from, int to, off_t size, int cancel_fd, copy_progress_fn progress, void *context)
 {
     off_t offset = 0;
     while (offset < size) {
@@ -106,9 +107,31 @@ int copy_file(int from, int to, int cancel_fd, copy_progress_fn progress, void *
     if (ioctl(to, FICLONE, from) < 0) {
         if (ftruncate(to, size) < 0)
             return error_sys(err, errno, "copy");
-        r = copy_extents(from, to, size, cancel_fd, progress, context);
+        r = copy_all(from, to, size, cancel_fd, progress, context);
     }
     if (r == 0 && fsync(to) < 0)
         r = -errno;
     return r < 0 ? error_sys(err, r, "copy") : 0;
+}
+
+int copy_reflink(int from, int to, uint64_t size, struct error *err)
+{
+    struct stat st;
+    int r = ioctl(to, FICLONE, from) < 0 ? -errno : 0;
+    if (r == -EOPNOTSUPP || r == -EINVAL || r == -ENOTTY || r == -EXDEV) {
+        (void)error_set(err, EOPNOTSUPP, "the file system does not share blocks between these files");
+        (void)error_code(err, "reflink-not-possible");
+        return -EOPNOTSUPP;
+    }
+    if (r == 0 && (fstat(to, &st) < 0 || ((uint64_t)st.st_size < size && ftruncate(to, (off_t)size) < 0)))
+        r = -errno;
+    if (r == 0 && fsync(to) < 0)
+        r = -errno;
+    return r < 0 ? error_sys(err, r, "reflink") : 0;
+}
+
+uint64_t copy_extents(int fd)
+{
+    struct fiemap map = {.fm_length = FIEMAP_MAX_OFFSET};
+    return ioctl(fd, FS_IOC_FIEMAP, &map) < 0 ? 0 : map.fm_mapped_extents;
 }

@@ -27,14 +27,29 @@ int changed_since_find(struct manager *m, const struct volume_record *volume, co
     return r;
 }
 
-int changed_layers(const struct layer_record *chain, size_t count, const struct snapshot_record *base,
-                   unsigned *ret_layers, struct error *err)
+/* A raw layer alone below nothing: a copy by reflink, or what one was made of. */
+static bool stands_alone(struct manager *m, const char *layer)
+{
+    struct layer_record record = {0};
+    struct layer_use use = {0};
+    return catalogue_layer_find(m->catalogue, layer, &record, NULL) == 0 && strcmp(record.format, "raw") == 0 &&
+           !record.parent_id[0] && catalogue_layer_use(m->catalogue, &record, &use, NULL) == 0 && use.children == 0;
+}
+
+int changed_layers(struct manager *m, const struct layer_record *chain, size_t count,
+                   const struct snapshot_record *base, unsigned *ret_layers, struct error *err)
 {
     for (size_t i = 0; i < count; i++) {
         if (strcmp(chain[i].id, base->layer_id) == 0) {
             *ret_layers = (unsigned)i;
             return 0;
         }
+    }
+    if (stands_alone(m, base->layer_id)) {
+        (void)error_set(err, EOPNOTSUPP,
+                        "snapshot '%s' is a raw file that shares blocks (reflink): what changed since is not known",
+                        base->name);
+        return error_hint(err, "export whole snapshots, or keep the volume as qcow2: its layers know what changed");
     }
     (void)error_set(err, EINVAL, "it does not stand on snapshot '%s'", base->name);
     (void)error_hint(err, "name an older snapshot of the same volume that was not restored over");
@@ -90,7 +105,7 @@ int manager_snapshot_changed(struct manager *m, const char *snapshot, const stru
     if (r == 0)
         r = open_chain(m, &view, &chain, err);
     if (r == 0 && query->since)
-        r = changed_layers(chain.records, chain.count, &base, &layers, err);
+        r = changed_layers(m, chain.records, chain.count, &base, &layers, err);
     if (r < 0)
         return r;
     if (query->since && layers == 0) /* the same snapshot: nothing; 0 would ask for all */

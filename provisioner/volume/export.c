@@ -123,7 +123,7 @@ static int write_changes(struct job *job, const struct chain *chain, const struc
     struct blk_worker worker = job_worker(job);
     char label[2 * NAME_MAX_BYTES];
     unsigned layers = 0;
-    int r = changed_layers(chain->records, chain->count, base, &layers, err);
+    int r = changed_layers(job->manager, chain->records, chain->count, base, &layers, err);
     if (r < 0)
         return r;
     if (layers == 0)

@@ -148,6 +148,20 @@ static bool layer_is_base(struct manager *m, const struct volume_record *volume,
     return found;
 }
 
+/* Has the volume the base, but as a copy beside its top? */
+static bool base_is_reflink(struct manager *m, const struct volume_record *volume, const struct note *note)
+{
+    CLEANUP_FREE struct snapshot_record *list = NULL;
+    size_t count = 0;
+    if (catalogue_snapshot_list(m->catalogue, volume->id, NULL, UINT32_MAX, &list, &count, NULL) < 0)
+        return false;
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(list[i].id, note->base) == 0 || strcmp(list[i].origin, note->base) == 0)
+            return true;
+    }
+    return false;
+}
+
 static int check_unchanged(struct job *job, const struct volume_record *volume, const struct note *note,
                            struct error *err)
 {
@@ -182,6 +196,13 @@ static int find_base(struct job *job, const struct volume_record *volume, const 
     if (!note->base[0]) {
         *ret_base = top;
         return check_blank(volume, note, err);
+    }
+    if (!top.parent_id[0] && strcmp(top.format, "raw") == 0 && base_is_reflink(m, volume, note)) {
+        (void)error_set(err, EOPNOTSUPP,
+                        "snapshot '%s' is a raw file that shares blocks (reflink): it is not known whether the volume "
+                        "was changed since",
+                        note->base_name);
+        return error_hint(err, "import a full export, or keep the volume as qcow2");
     }
     if (!top.parent_id[0] || !layer_is_base(m, volume, top.parent_id, note)) {
         (void)error_set(err, EINVAL, "the file stands on snapshot '%s' (%s), which is not the newest of volume '%s'",

@@ -7,6 +7,9 @@
  * the server writes to the layer that the records call frozen, which the new one stands on, so a chain opened from the records
  * holds it all, and a server told twice does it once. Only a server that refuses (and so goes on as it was) lets the records
  * be put back; when it cannot be known whether it has, the snapshot stays, as "failed", and can be deleted.
+ *
+ * By reflink (reflink.h; not under a server whose file is in very many pieces) the new layer is the snapshot: nothing changes
+ * but that its file is filled when the server is told, at one moment. A file that was not filled goes with the rows.
  */
 #include "provisioner/volume/snapshot.h"
 
@@ -23,6 +26,7 @@
 #include "provisioner/node/image_lock.h"
 #include "provisioner/node/loop.h"
 #include "provisioner/volume/flatten.h"
+#include "provisioner/volume/reflink.h"
 #include "provisioner/volume/server.h"
 
 /* ---- finding ------------------------------------------------------------------------------------------------- */
@@ -68,9 +72,14 @@ int volume_or_snapshot_find(struct manager *m, const char *name, struct volume_r
 
 /* ---- the request --------------------------------------------------------------------------------------------- */
 
-/* Can what is attached be snapshot? *ret_writer: somebody writes to the volume. */
-static int check_attachments(struct manager *m, const struct volume_record *volume, bool freeze, bool *ret_writer,
-                             struct error *err)
+struct writers {
+    bool any;
+    bool server; /* a block server of ours: its writer waits while it is snapshot */
+};
+
+/* Can what is attached be snapshot? *ret_writers: who writes to the volume. */
+static int check_attachments(struct manager *m, const struct volume_record *volume, bool freeze, bool reflink,
+                             struct writers *ret_writers, struct error *err)
 {
     struct attachment_record *list;
     size_t count = 0;
@@ -80,11 +89,12 @@ static int check_attachments(struct manager *m, const struct volume_record *volu
         const struct attachment_record *a = &list[i];
         if (a->snapshot_id[0] || a->read_only)
             continue;
-        *ret_writer = true;
+        ret_writers->any = true;
+        ret_writers->server = strcmp(a->via, "loop") != 0;
         mounted = mounted || strcmp(a->kind, "mount") == 0;
         if (strcmp(a->state, "attached") != 0)
             r = error_set(err, EBUSY, "attachment '%s' is %s", a->id, a->state);
-        else if (strcmp(a->via, "loop") == 0) {
+        else if (strcmp(a->via, "loop") == 0 && !reflink) {
             (void)error_set(err, EOPNOTSUPP, "volume '%s' is attached as a loop device straight over its file",
                             volume->name);
             (void)error_hint(err, "detach it, or attach it with --via fuse");
@@ -99,31 +109,50 @@ static int check_attachments(struct manager *m, const struct volume_record *volu
     return r;
 }
 
+/* The layer that becomes the snapshot, or the one that takes writes from now on. */
+static int insert_layer(struct job *job, const struct volume_record *volume, bool writer,
+                        struct snapshot_intent *intent, struct error *err)
+{
+    struct manager *m = job->manager;
+    struct layer_record top = {0};
+    int r = catalogue_layer_find(m->catalogue, volume->top_layer, &top, err);
+    if (r < 0)
+        return r;
+    if (intent->reflink) {
+        r = reflink_fill(volume, "", volume->size, &intent->layer, err);
+        intent->layer.frozen = true;
+    } else {
+        if (writer || !flatten_wanted(m, volume, BLK_LAYERS_MAX))
+            r = overlay_check(m, volume->top_layer, err);
+        if (r == 0)
+            r = overlay_fill(volume, &top, volume->size, &intent->layer, err);
+    }
+    return r < 0 ? r : catalogue_layer_insert(m->catalogue, &intent->layer, err);
+}
+
 int snapshot_insert(struct job *job, void *arg, struct error *err)
 {
     struct snapshot_intent *intent = arg;
     struct manager *m = job->manager;
     struct volume_record volume = {0};
-    struct layer_record top = {0};
-    bool writer = false;
+    struct writers writers = {0};
+    bool freeze = json_is_true(json_object_get(job->data, "freeze"));
     int r = job_volume(job, &volume, err);
     if (r == 0)
         r = volume_check_ready(m, &volume, err);
     if (r == 0)
-        r = check_attachments(m, &volume, json_is_true(json_object_get(job->data, "freeze")), &writer, err);
-    if (r == 0 && (writer || !flatten_wanted(m, &volume, BLK_LAYERS_MAX)))
-        r = overlay_check(m, volume.top_layer, err);
+        intent->reflink = intent->reflink && strcmp(job_get(job, "source"), volume.top_layer) == 0;
     if (r == 0)
-        r = catalogue_layer_find(m->catalogue, volume.top_layer, &top, err);
+        r = check_attachments(m, &volume, freeze, intent->reflink, &writers, err);
     if (r == 0)
-        r = overlay_fill(&volume, &top, volume.size, &intent->layer, err);
+        intent->reflink = intent->reflink && (intent->quick || !writers.server);
     if (r == 0)
-        r = catalogue_layer_insert(m->catalogue, &intent->layer, err);
+        r = insert_layer(job, &volume, writers.any, intent, err);
     if (r < 0)
         return r;
     struct snapshot_record *s = &intent->snapshot;
     text_copy(s->volume_id, volume.id);
-    text_copy(s->layer_id, volume.top_layer);
+    text_copy(s->layer_id, intent->reflink ? intent->layer.id : volume.top_layer);
     text_copy(s->filesystem, volume.filesystem);
     text_copy(s->content, volume.content);
     s->size = volume.size;
@@ -132,7 +161,9 @@ int snapshot_insert(struct job *job, void *arg, struct error *err)
     r = catalogue_snapshot_insert(m->catalogue, s, err);
     if (r == 0)
         r = job_set(job, "layer", intent->layer.id, err);
-    return r < 0 ? r : job_set(job, "consistency", writer ? "crash" : "detached", err);
+    if (r == 0 && !intent->reflink)
+        r = job_set(job, "source", "", err);
+    return r < 0 ? r : job_set(job, "consistency", writers.any ? "crash" : "detached", err);
 }
 
 /* The same snapshot is there already, or on its way. -ENOENT: no. */
@@ -186,8 +217,14 @@ int manager_snapshot_create(struct manager *m, const struct caller *caller, cons
         return r;
     if (create_existing(m, name, ret_ticket) == 0)
         return 0;
-    r = job_create(m, &job_snapshot_create, &volume, "", caller,
-                   json_pack("{s:b, s:s}", "freeze", freeze, "snapshot", intent.snapshot.id), &job, err);
+    r = reflink_possible(m, volume.top_layer, &intent.reflink, err);
+    if (r == 0 && intent.reflink)
+        r = reflink_quick(m, volume.top_layer, &intent.quick, err);
+    if (r == 0)
+        r = job_create(m, &job_snapshot_create, &volume, "", caller,
+                       json_pack("{s:b, s:s, s:s}", "freeze", freeze, "snapshot", intent.snapshot.id, "source",
+                                 intent.reflink ? volume.top_layer : ""),
+                       &job, err);
     if (r == 0)
         r = job_submit(&job, snapshot_insert, &intent, ret_ticket, err);
     if (r == 0)
@@ -226,9 +263,22 @@ int snapshot_change_top(struct job *job, const char *top, const char *other, boo
     return transaction_end(m, r, err);
 }
 
+/* By reflink the snapshot's layer is the new one, and the top stays. */
+static bool by_reflink(const struct job *job)
+{
+    return job_get(job, "source")[0] != '\0';
+}
+
+static int step_image(struct job *job, struct error *err)
+{
+    return by_reflink(job) ? 0 : step_overlay_image(job, err);
+}
+
 static int step_record(struct job *job, struct error *err)
 {
     struct snapshot_record s = {0};
+    if (by_reflink(job))
+        return 0;
     int r = job_snapshot(job, &s, err);
     return r < 0 ? r : snapshot_change_top(job, job_get(job, "layer"), s.layer_id, true, err);
 }
@@ -236,6 +286,8 @@ static int step_record(struct job *job, struct error *err)
 static int undo_record(struct job *job, struct error *err)
 {
     struct snapshot_record s = {0};
+    if (by_reflink(job))
+        return 0;
     if (job_get(job, "unknown")[0])
         return error_set(err, EINPROGRESS, "it is not known whether the block server has a new top layer");
     int r = job_snapshot(job, &s, err);
@@ -304,6 +356,34 @@ static int tell_server(struct job *job, const struct attachment_record *a, struc
     return r < 0 ? r : job_set_number(job, "pause_us", blk_snapshot_pause_us(client), err);
 }
 
+/* A loop device's writes are held by the file system itself, which locks the file for a reflink. */
+static int tell_reflink(struct job *job, const struct attachment_record *a, struct error *err)
+{
+    struct blk_client *client;
+    CLEANUP_POOL struct pool *pool = NULL;
+    CLEANUP_CLOSE int fd = -1;
+    struct layer_record layer = {0};
+    int r = strcmp(a->via, "loop") == 0 ? -ENOENT : server_connect(job->manager, a->id, &client, err);
+    if (r == -ENOENT) { /* or it has ended: all it wrote is in the file */
+        error_clear(err);
+        return reflink_copy(job, false, err);
+    }
+    if (r == 0)
+        r = catalogue_layer_find(job->manager->catalogue, job_get(job, "layer"), &layer, err);
+    if (r == 0)
+        r = manager_pool_open(job->manager, layer.pool_id, &pool, err);
+    if (r == 0)
+        r = pool->ops->image_open(pool, layer.id, false, &fd, err);
+    if (r == 0)
+        r = blk_reflink(client, layer.id, fd, err);
+    return r < 0 ? r : job_set_number(job, "pause_us", blk_snapshot_pause_us(client), err);
+}
+
+static int tell(struct job *job, const struct attachment_record *a, struct error *err)
+{
+    return by_reflink(job) ? tell_reflink(job, a, err) : tell_server(job, a, err);
+}
+
 /* Where the attachment's file system is mounted; path NULL: it is not. The caller frees path. */
 void snapshot_find_mount(const struct attachment_record *a, struct snapshot_mount *ret)
 {
@@ -331,7 +411,7 @@ static int tell_frozen(struct job *job, const struct attachment_record *a, struc
     int r = freeze_begin(path, mounted.rdev, err);
     crash_point(job->kind->name, "switch", ":frozen");
     if (r == 0)
-        r = tell_server(job, a, err);
+        r = tell(job, a, err);
     if (freeze_end(path, mounted.rdev, &thaw) < 0)
         log_error("volume '%s': %s", job->record.volume_name, thaw.message);
     return r < 0 ? r : job_set(job, "consistency", "filesystem", err);
@@ -341,9 +421,11 @@ static int step_switch(struct job *job, struct error *err)
 {
     struct attachment_record a = {0};
     int r = snapshot_writer(job, &a, err);
+    if (r == -ENOENT)
+        return by_reflink(job) ? reflink_copy(job, true, err) : 0;
     if (r < 0)
-        return r == -ENOENT ? 0 : r;
-    r = json_is_true(json_object_get(job->data, "freeze")) ? tell_frozen(job, &a, err) : tell_server(job, &a, err);
+        return r;
+    r = json_is_true(json_object_get(job->data, "freeze")) ? tell_frozen(job, &a, err) : tell(job, &a, err);
     attachment_record_done(&a);
     return r;
 }
@@ -359,9 +441,9 @@ int snapshot_room(struct job *job, struct error *err)
 }
 
 static const struct job_step create_steps[] = {
-    {.name = "room", .run = snapshot_room},       {.name = "file", .run = step_overlay_file, .undo = undo_overlay_file},
-    {.name = "image", .run = step_overlay_image}, {.name = "record", .run = step_record, .undo = undo_record},
-    {.name = "switch", .run = step_switch},       {.name = "sidecar", .run = step_sidecar, .final = true},
+    {.name = "room", .run = snapshot_room}, {.name = "file", .run = step_overlay_file, .undo = undo_overlay_file},
+    {.name = "image", .run = step_image},   {.name = "record", .run = step_record, .undo = undo_record},
+    {.name = "switch", .run = step_switch}, {.name = "sidecar", .run = step_sidecar, .final = true},
 };
 
 static json_t *snapshot_event(const struct job *job, const struct snapshot_record *s)

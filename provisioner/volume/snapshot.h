@@ -34,8 +34,10 @@ int step_overlay_image(struct job *job, struct error *err);
 /* ---- what making one snapshot and making those of a group have in common -------------------------------------- */
 
 struct snapshot_intent {
-    struct layer_record layer; /* the new top */
+    struct layer_record layer; /* the new top; by reflink: the snapshot's own */
     struct snapshot_record snapshot;
+    bool reflink; /* a raw volume's, where the pool can */
+    bool quick;   /* ... and so fast that a writer may wait for it */
 };
 
 /* Id, own name, state and time of a new snapshot `name` ("VOLUME@SNAPSHOT"). */

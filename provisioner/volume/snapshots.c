@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Snapshots as the API shows them; snapshot-delete: the record goes in one transaction, the layer's file later, by a merge.
+ * Snapshots as the API shows them; snapshot-delete: the record goes in one transaction, the layer's file then, or later
+ * by a merge if something stands on it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -8,6 +9,7 @@
 
 #include "common/checked.h"
 #include "common/text.h"
+#include "provisioner/volume/reflink.h"
 #include "provisioner/volume/snapshot.h"
 
 #define LIST_LIMIT 1000
@@ -128,6 +130,8 @@ static int delete_insert(struct job *job, void *arg, struct error *err)
         r = check_unattached(m, &volume, s, err);
     if (r == 0)
         r = volume_check_ready(m, &volume, err);
+    if (r == 0)
+        r = job_set(job, "layer", s->layer_id, err);
     return r < 0 ? r : catalogue_snapshot_delete(m->catalogue, s->id, err);
 }
 
@@ -146,7 +150,16 @@ int manager_snapshot_delete(struct manager *m, const struct caller *caller, cons
     return r < 0 ? r : job_submit(&job, delete_insert, &s, ret_ticket, err);
 }
 
-static const struct job_step delete_steps[] = {{.name = "sidecar", .run = step_sidecar, .final = true}};
+/* A layer that nothing stands on goes at once, also while the volume is attached. */
+static int step_drop(struct job *job, struct error *err)
+{
+    return job_get(job, "layer")[0] ? layer_drop_unneeded(job, job_get(job, "layer"), err) : 0;
+}
+
+static const struct job_step delete_steps[] = {
+    {.name = "layer", .run = step_drop, .final = true},
+    {.name = "sidecar", .run = step_sidecar, .final = true},
+};
 
 static int finish_delete(struct job *job, struct error *err)
 {
