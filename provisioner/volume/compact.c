@@ -92,7 +92,7 @@ static int note_size(struct job *job, int fd, const char *used, const char *leng
 static int check_room(struct job *job, const struct layer_record *layer, struct error *err)
 {
     CLEANUP_POOL struct pool *pool = NULL;
-    struct pool_usage usage;
+    struct pool_usage usage = {0};
     char needed[SIZE_TEXT_MAX], available[SIZE_TEXT_MAX];
     uint64_t need = job_get_number(job, "before") + METADATA_ROOM;
     int r = manager_pool_open(job->manager, layer->pool_id, &pool, err);
