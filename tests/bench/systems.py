@@ -41,7 +41,7 @@ class Daemon:
         self.process = subprocess.Popen([os.path.join(self.bin, "platterd"), "--state-dir", self.state,
                                          "--runtime-dir", self.runtime, "--log-level", "error"])
         wait_for(os.path.join(self.runtime, "platter.sock"), self.process)
-        self.command("pool", "create", "bench", self.pool)
+        self.command("pool", "create", "bench", self.pool, "--overprovision", "1000")
         return self
 
     def __exit__(self, *_):

@@ -2,11 +2,14 @@
 // Load on a vhost-user-blk server, without a VM; or, with --verify, stamped blocks that are written and read back.
 //
 //   vhost-bench --socket PATH [--rw randread|randwrite|read|write|randrw] [--bs BYTES] [--depth N] [--queues N]
-//               [--seconds S] [--spin] [--flush] [--pid SERVER] [--range BYTES] [--seed N] [--verify]
+//               [--seconds S] [--spin] [--flush] [--pid SERVER] [--range BYTES] [--seed N] [--each BYTES]
+//               [--verify]
 //
 // One thread drives each queue. --spin looks at the used ring all the time; otherwise the thread sleeps on the call
 // eventfd as a guest's interrupt would let it. With --pid the server's CPU time for each request is told.
 // With --flush a flush follows each request, and the two count as one.
+// --each: one request at the start of each so many bytes, in a scattered order, until all were visited, however long it lasts.
+// The longest gap is the longest time without a completion while there was load.
 // --verify writes each block of the range several times in random order, flushes, and reads all of it back.
 #include <errno.h>
 #include <getopt.h>
@@ -31,7 +34,7 @@ struct settings {
     double seconds;
     bool spin, flush, verify;
     int pid;
-    uint64_t range, seed;
+    uint64_t range, seed, each;
 };
 
 struct worker {
@@ -39,7 +42,8 @@ struct worker {
     struct vhost_client *client;
     unsigned queue;
     uint64_t random, blocks, first, next;
-    uint64_t done, failed;
+    uint64_t stride, left; // --each: from one visit to the next, visits to come
+    uint64_t done, failed, gap_ns;
     bool flushing[1024]; // what a slot waits for is its flush
     pthread_t thread;
 };
@@ -68,8 +72,19 @@ static void issue(struct worker *w, unsigned slot)
     bool write = s->pattern == WRITE_RANDOM || s->pattern == WRITE_SEQUENTIAL ||
                  (s->pattern == MIXED_RANDOM && (random_next(&w->random) & 1));
     uint64_t block = w->first + (sequential ? w->next++ : random_next(&w->random)) % w->blocks;
+    if (s->each) {
+        block = w->next * (s->each / s->block);
+        w->next = (w->next + w->stride) % (w->blocks / (s->each / s->block));
+        w->left--;
+    }
     vhost_client_submit(w->client, w->queue, slot, write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN, block * (s->block / 512),
                         s->block, 0);
+}
+
+// Whether another request may follow.
+static bool goes_on(const struct worker *w, uint64_t now, uint64_t end)
+{
+    return w->settings->each ? w->left > 0 : now < end;
 }
 
 static void *load_main(void *argument)
@@ -77,10 +92,10 @@ static void *load_main(void *argument)
     struct worker *w = argument;
     const struct settings *s = w->settings;
     unsigned depth = w->client->options.depth;
-    uint64_t end = now_ns() + (uint64_t)(s->seconds * 1e9);
-    unsigned in_flight = depth;
-    for (unsigned slot = 0; slot < depth; slot++)
-        issue(w, slot);
+    uint64_t last = now_ns(), end = last + (uint64_t)(s->seconds * 1e9);
+    unsigned in_flight = 0;
+    for (; in_flight < depth && goes_on(w, last, end); in_flight++)
+        issue(w, in_flight);
     vhost_client_kick(w->client, w->queue);
     while (in_flight) {
         unsigned slot;
@@ -89,7 +104,9 @@ static void *load_main(void *argument)
             w->failed += in_flight;
             return NULL;
         }
-        bool go = now_ns() < end;
+        uint64_t now = now_ns();
+        w->gap_ns = MAX(w->gap_ns, now - last);
+        last = now;
         while (vhost_client_poll(w->client, w->queue, &slot, &status)) {
             w->failed += status != VIRTIO_BLK_S_OK;
             w->flushing[slot] = s->flush && !w->flushing[slot];
@@ -98,7 +115,7 @@ static void *load_main(void *argument)
                 continue;
             }
             w->done++;
-            if (go)
+            if (goes_on(w, now, end))
                 issue(w, slot);
             else
                 in_flight--;
@@ -224,19 +241,13 @@ static uint64_t cpu_ns(int pid)
 static void parse(int argc, char **argv, struct settings *s)
 {
     static const struct option options[] = {
-        {"socket", required_argument, NULL, 's'},
-        {"rw", required_argument, NULL, 'w'},
-        {"bs", required_argument, NULL, 'b'},
-        {"depth", required_argument, NULL, 'd'},
-        {"queues", required_argument, NULL, 'q'},
-        {"seconds", required_argument, NULL, 't'},
-        {"spin", no_argument, NULL, 'p'},
-        {"pid", required_argument, NULL, 'i'},
-        {"range", required_argument, NULL, 'r'},
-        {"seed", required_argument, NULL, 'e'},
-        {"verify", no_argument, NULL, 'v'},
-        {"flush", no_argument, NULL, 'f'},
-        {0},
+        {"socket", required_argument, NULL, 's'}, {"rw", required_argument, NULL, 'w'},
+        {"bs", required_argument, NULL, 'b'},     {"depth", required_argument, NULL, 'd'},
+        {"queues", required_argument, NULL, 'q'}, {"seconds", required_argument, NULL, 't'},
+        {"spin", no_argument, NULL, 'p'},         {"pid", required_argument, NULL, 'i'},
+        {"range", required_argument, NULL, 'r'},  {"seed", required_argument, NULL, 'e'},
+        {"verify", no_argument, NULL, 'v'},       {"flush", no_argument, NULL, 'f'},
+        {"each", required_argument, NULL, 'a'},   {0},
     };
     int c;
     while ((c = getopt_long(argc, argv, "", options, NULL)) >= 0) {
@@ -258,6 +269,8 @@ static void parse(int argc, char **argv, struct settings *s)
             s->range = strtoull(optarg, NULL, 10);
         else if (c == 'e')
             s->seed = strtoull(optarg, NULL, 10);
+        else if (c == 'a')
+            s->each = strtoull(optarg, NULL, 10);
         else if (c == 'v')
             s->verify = true;
         else if (c == 'f')
@@ -280,12 +293,17 @@ static int run(struct settings *s, struct vhost_client *client)
         return 1;
     uint64_t size = config.capacity * 512;
     uint64_t blocks = (s->range && s->range < size ? s->range : size) / s->block;
-    uint64_t cpu = cpu_ns(s->pid), start = now_ns(), done = 0, failed = 0;
+    uint64_t cpu = cpu_ns(s->pid), start = now_ns(), done = 0, failed = 0, gap_ns = 0;
     for (unsigned i = 0; i < queues; i++) {
         struct worker *w = &workers[i];
         *w = (struct worker){.settings = s, .client = client, .queue = i, .random = s->seed * 2654435761u + i + 1};
         w->blocks = s->verify ? blocks / queues : blocks;
         w->first = s->verify ? i * w->blocks : 0;
+        if (s->each) {
+            w->left = blocks / (s->each / s->block);
+            w->stride = coprime(w->left * 5 / 8, MAX(w->left, 1u));
+            w->next = s->seed % MAX(w->left, 1u);
+        }
         if (!w->blocks || pthread_create(&w->thread, NULL, s->verify ? verify_main : load_main, w))
             return 1;
     }
@@ -293,12 +311,14 @@ static int run(struct settings *s, struct vhost_client *client)
         (void)pthread_join(workers[i].thread, NULL);
         done += workers[i].done;
         failed += workers[i].failed;
+        gap_ns = MAX(gap_ns, workers[i].gap_ns);
     }
     double seconds = (double)(now_ns() - start) / 1e9;
-    (void)printf("%s bs=%zu depth=%u queues=%u %s: %.0f IOPS, %.1f MiB/s, %lu requests, %lu failed",
-                 s->verify ? "verify" : pattern_names[s->pattern], s->block, client->options.depth, queues,
-                 s->spin ? "spin" : "event", (double)done / seconds,
-                 (double)done * (double)s->block / seconds / 1048576, done, failed);
+    (void)printf(
+        "%s bs=%zu depth=%u queues=%u %s: %.0f IOPS, %.1f MiB/s, %lu requests, %lu failed, longest gap %.0f us",
+        s->verify ? "verify" : pattern_names[s->pattern], s->block, client->options.depth, queues,
+        s->spin ? "spin" : "event", (double)done / seconds, (double)done * (double)s->block / seconds / 1048576, done,
+        failed, (double)gap_ns / 1e3);
     if (s->pid)
         (void)printf(", %.2f us CPU/request", (double)(cpu_ns(s->pid) - cpu) / 1e3 / (double)MAX(done, 1u));
     (void)printf("\n");
@@ -310,7 +330,8 @@ int main(int argc, char **argv)
     struct settings settings = {.block = 4096, .seconds = 2, .seed = 1};
     parse(argc, argv, &settings);
     struct vhost_client *client;
-    if (!settings.client.socket || settings.block < 512 || settings.block % 512 || settings.client.depth > 1024) {
+    if (!settings.client.socket || settings.block < 512 || settings.block % 512 || settings.client.depth > 1024 ||
+        settings.each % settings.block || (settings.each && settings.client.queues > 1)) {
         (void)fprintf(stderr, "usage: see the top of vhost-bench.c\n");
         return 2;
     }
